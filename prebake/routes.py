@@ -1,0 +1,141 @@
+"""Routes: which requests belong together and what may be done with them. All policy, no mechanism.
+
+A route is one ``[[routes]]`` block of ``prebake.toml``; the first one that matches a request takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Night(BaseModel):
+    """What the night asks its own model, where that differs from what the user asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float | None = Field(
+        default=None, ge=0, description="Temperature of the night's answers; empty: as the request says."
+    )
+    max_tokens: int = Field(
+        default=512, gt=0, description="Longest answer, in tokens, where the request sets no limit of its own."
+    )
+
+
+class Route(BaseModel):
+    """One kind of request and its policy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="The route's name: small letters, digits, - and _.")
+    models: tuple[str, ...] = Field(
+        default=("*",), description="Model names it takes, as clients write them; * and ? stand for any text."
+    )
+    tenants: tuple[str, ...] = Field(default=("*",), description="Tenants it takes; * and ? stand for any text.")
+    system_contains: str = Field(
+        default="", description="It takes only requests whose system prompt contains this text; empty: any."
+    )
+    enabled: bool = Field(default=True, description="Off: its requests go to the model and nothing is baked.")
+    scope: Literal["shared", "tenant"] = Field(
+        default="tenant",
+        description="Who may be given an answer: every tenant (shared), or only the tenant whose users asked.",
+    )
+    fold: Literal["none", "text"] = Field(
+        default="none",
+        description="What counts as the same text: the same characters (none), or the same after folding "
+        "Unicode forms, case, white space and closing punctuation (text).",
+    )
+    knowledge: str = Field(
+        default="", description="Version of what the answers rest on; a new value makes every older answer a miss."
+    )
+    max_temperature: float = Field(
+        default=1.0, ge=0, description="Requests hotter than this are never answered from the store."
+    )
+    ttl: timedelta = Field(
+        default=timedelta(days=7),
+        gt=timedelta(0),
+        description="How long an answer stays good, as ISO 8601 (P7D) or D days HH:MM:SS.",
+    )
+    min_count: int = Field(default=2, ge=1, description="Fewest requests in the window before a prompt is baked.")
+    min_users: int = Field(default=2, ge=1, le=64, description="Fewest distinct users before a prompt is baked.")
+    multi_turn: bool = Field(default=False, description="Bake conversations of more than one user message too.")
+    serve_truncated: bool = Field(default=False, description="Serve answers that the length limit cut off.")
+    never: tuple[str, ...] = Field(
+        default=(), description="Never bake prompts that match one of these regular expressions (Python, any case)."
+    )
+    night: Night = Night()
+
+
+class Routes:
+    """The routes in their order, and the names that stand for one model."""
+
+    def __init__(self, routes: Sequence[Route], aliases: Mapping[str, Sequence[str]]) -> None:
+        self._routes = tuple(routes)
+        self._aliases = {name: tuple(patterns) for name, patterns in aliases.items()}
+        self._alias_of: dict[str, str] = {}
+        self._candidates: dict[tuple[str, str | None], tuple[Route, ...]] = {}
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes)
+
+    def __getitem__(self, name: str) -> Route:
+        """The route of that name; KeyError if there is none."""
+        for route in self._routes:
+            if route.name == name:
+                return route
+        raise KeyError(name)
+
+    def match(self, model: str, tenant: str | None, messages: Sequence[Any]) -> Route | None:
+        """The first route that takes the request."""
+        candidates = self._candidates.get((model, tenant))
+        if candidates is None:
+            candidates = self._remember(model, tenant)
+        for route in candidates:
+            if not route.system_contains or route.system_contains in _system_text(messages):
+                return route
+        return None
+
+    def alias(self, model: str) -> str:
+        """The one name that stands for this model in every key; its own where the settings give none."""
+        alias = self._alias_of.get(model)
+        if alias is None:
+            matches = (
+                name
+                for name, patterns in self._aliases.items()
+                if any(fnmatchcase(model, pattern) for pattern in patterns)
+            )
+            alias = next(matches, model)
+            if len(self._alias_of) < _REMEMBERED:
+                self._alias_of[model] = alias
+        return alias
+
+    def _remember(self, model: str, tenant: str | None) -> tuple[Route, ...]:
+        candidates = tuple(
+            route
+            for route in self._routes
+            if any(fnmatchcase(model, pattern) for pattern in route.models)
+            and any(fnmatchcase(tenant or "", pattern) for pattern in route.tenants)
+        )
+        # Clients choose model names: without a bound, invented names would fill the memory.
+        if len(self._candidates) < _REMEMBERED:
+            self._candidates[model, tenant] = candidates
+        return candidates
+
+
+_REMEMBERED = 10_000
+
+
+def _system_text(messages: Sequence[Any]) -> str:
+    texts = []
+    for message in messages:
+        if isinstance(message, dict) and message.get("role") in ("system", "developer"):
+            content = message.get("content")
+            if isinstance(content, str):
+                texts.append(content)
+            elif isinstance(content, list):
+                texts.extend(part["text"] for part in content if isinstance(part, dict) and "text" in part)
+    return "\n".join(text for text in texts if isinstance(text, str))

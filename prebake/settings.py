@@ -1,0 +1,325 @@
+"""Settings: one documented TOML file, overridden by environment variables, checked as a whole before anything runs.
+
+``PREBAKE_PLAN__BUDGET_USD=3`` overrides ``budget_usd`` in ``[plan]``. Paths in the file are relative to the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from prebake.errors import SettingsError
+from prebake.prices import GpuPrice, TokenPrice
+from prebake.routes import Route, Routes
+
+FILE_NAME = "prebake.toml"
+ENV_PREFIX = "PREBAKE_"
+ENV_FILE = "PREBAKE_SETTINGS"
+
+
+class Section(BaseModel):
+    """A table of the settings file: closed, so that a misspelt key is an error and never a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Store(Section):
+    """Where everything that stays is kept."""
+
+    root: str = Field(default="prebake-store", description="A folder, or s3://bucket/prefix.")
+    ledger_url: str = Field(
+        default="",
+        description="SQLAlchemy URL of the ledger; empty: SQLite in the store's folder. PostgreSQL "
+        "(postgresql+psycopg://...) as soon as workers run on more than one machine.",
+    )
+    s3_endpoint_url: str = Field(default="", description="Address of an S3-compatible store; empty: AWS.")
+    keep_snapshots: int = Field(default=7, ge=1, description="Serving snapshots kept for rollback.")
+
+
+class Privacy(Section):
+    """How people are kept out of the store."""
+
+    user_salt: SecretStr | None = Field(
+        default=None,
+        description="Secret that user ids are hashed with; set it by PREBAKE_PRIVACY__USER_SALT. Empty: a random "
+        "one is made once and kept in the store's folder (local stores only).",
+    )
+
+
+class Columns(Section):
+    """Where ``preset = "columns"`` finds each value: a column, or a dotted path into nested objects."""
+
+    time: str = Field(default="timestamp", description="When the request came.")
+    body: str = Field(default="", description="The whole request body as JSON; empty: built from the columns below.")
+    messages: str = Field(default="messages", description="The messages, as a list or as JSON text.")
+    prompt: str = Field(default="", description="A plain prompt, taken as one user message; used where set.")
+    model: str = Field(default="model", description="The model's name.")
+    user: str = Field(default="user", description="The user's id; hashed on the way in.")
+    tenant: str = Field(default="", description="The tenant's id; empty: none.")
+    prompt_tokens: str = Field(default="", description="Prompt tokens, if the log has them.")
+    completion_tokens: str = Field(default="", description="Completion tokens, if the log has them.")
+
+
+class Ingest(Section):
+    """How query logs are read."""
+
+    paths: tuple[str, ...] = Field(
+        default=(),
+        description="Files, globs or s3:// addresses that each night reads; the gateway's own log always is.",
+    )
+    preset: Literal["prebake", "openai", "litellm", "langfuse", "columns"] = Field(
+        default="openai", description="The log's layout; columns: as [ingest.columns] says."
+    )
+    time_zone: str = Field(default="UTC", description="IANA zone of times that name none.")
+    max_reject_share: float = Field(
+        default=0.05, ge=0, le=1, description="The step fails when a larger share of the rows cannot be read."
+    )
+    max_row_bytes: int = Field(default=16 * 2**20, gt=0, description="Longer rows are rejected, in bytes.")
+    max_future_hours: float = Field(
+        default=24, ge=0, description="Rows dated further ahead than this are rejected, in hours."
+    )
+    columns: Columns = Columns()
+
+
+class Mine(Section):
+    """What counts as coming back."""
+
+    window_days: int = Field(default=14, ge=1, description="Days of log that the plan looks back on.")
+
+
+class Plan(Section):
+    """What a night may spend. The tightest of the given budgets holds; none given: everything worth baking."""
+
+    budget_usd: float | None = Field(default=None, ge=0, description="Most dollars of GPU time.")
+    budget_gpu_s: float | None = Field(default=None, ge=0, description="Most seconds of GPU time.")
+    budget_answers: int | None = Field(default=None, ge=0, description="Most answers.")
+    shard_size: int = Field(default=256, ge=1, description="Answers in one shard, the unit of work and of loss.")
+
+
+class Screen(Section):
+    """What must not be baked whatever its value."""
+
+    personal: bool = Field(default=True, description="Skip prompts with personal data.")
+    live: bool = Field(default=True, description="Skip prompts whose answer depends on now, here or me.")
+    phone_regions: tuple[str, ...] = Field(
+        default=("US", "GB"), description="Regions whose national phone numbers are recognised (ISO 3166)."
+    )
+
+
+class Engine(Section):
+    """The model that answers at night."""
+
+    model: str = Field(default="", description="A folder or a Hugging Face name.")
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="vLLM engine arguments, as EngineArgs names them, passed on unchanged."
+    )
+    max_in_flight: int = Field(
+        default=0, ge=0, description="Requests inside the engine at once; 0: twice its max_num_seqs."
+    )
+    flush_s: float = Field(default=5.0, gt=0, description="Finished answers are kept safe at least this often, in s.")
+    flush_answers: int = Field(default=256, ge=1, description="... and at least after this many answers.")
+
+
+class Prices(Section):
+    """What tokens cost online and what the night's machine costs."""
+
+    online: dict[str, TokenPrice] = Field(
+        default_factory=dict,
+        description="By model name as clients write it; * and ? stand for any text, first match holds.",
+    )
+    gpu: GpuPrice = GpuPrice()
+
+
+class Gateway(Section):
+    """The online path."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8300, ge=0, le=65535, description="Port to listen on; 0: any free one.")
+    upstream: str = Field(
+        default="http://127.0.0.1:8000/v1", description="The model's OpenAI-compatible address, with /v1."
+    )
+    timeout_s: float = Field(default=600, gt=0, description="Longest silence of the upstream, in seconds.")
+    reload_s: float = Field(default=1.0, gt=0, description="How often a new snapshot is looked for, in seconds.")
+    tenant_header: str = Field(
+        default="", description="Request header that names the tenant; set only behind a proxy that sets it."
+    )
+    user_header: str = Field(default="", description="Request header that names the user; empty: the body's user.")
+    log: bool = Field(default=True, description="Log requests for the next night.")
+    log_flush_s: float = Field(default=5.0, gt=0, description="How often the request log is written, in seconds.")
+    log_queue: int = Field(default=50_000, ge=1, description="Log rows held in memory; more are dropped and counted.")
+
+
+class Settings(BaseSettings):
+    """All settings. Load with :func:`load`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    store: Store = Store()
+    privacy: Privacy = Privacy()
+    ingest: Ingest = Ingest()
+    mine: Mine = Mine()
+    screen: Screen = Screen()
+    plan: Plan = Plan()
+    engine: Engine = Engine()
+    prices: Prices = Prices()
+    gateway: Gateway = Gateway()
+    aliases: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="One name for models that may share answers: alias = [names as clients write them].",
+    )
+    routes: tuple[Route, ...] = Field(
+        default=(Route(name="default"),), description="The kinds of requests; the first that matches takes it."
+    )
+
+    @model_validator(mode="after")
+    def _route_names_differ(self) -> Settings:
+        names = [route.name for route in self.routes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two routes are called {name!r}; give each its own name")
+        return self
+
+    @cached_property
+    def route_table(self) -> Routes:
+        """The routes, ready to match requests."""
+        return Routes(self.routes, self.aliases)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what load() passes: it merges file and environment itself, to say where each value came from."""
+        return (init_settings,)
+
+
+def find_file(start: Path | None = None) -> Path | None:
+    """The settings file in force: PREBAKE_SETTINGS, else the nearest ``prebake.toml`` from here upwards."""
+    if named := os.environ.get(ENV_FILE):
+        return Path(named)
+    here = (start or Path.cwd()).resolve()
+    return next((folder / FILE_NAME for folder in (here, *here.parents) if (folder / FILE_NAME).is_file()), None)
+
+
+def load(path: Path | None = None) -> Settings:
+    """The effective settings. Raises SettingsError naming file and key for anything unknown or wrong."""
+    file = path or find_file()
+    settings = _validate(_merge(_read_file(file), _read_environment()), file)
+    return settings if file is None else _anchor(settings, file.resolve().parent)
+
+
+def provenance(settings: Settings, path: Path | None = None) -> Iterator[tuple[str, Any, str]]:
+    """Each effective setting as (dotted key, value, where it came from)."""
+    file = path or find_file()
+    origins = {key: str(file) for key in _leaves(_read_file(file))}
+    origins |= dict.fromkeys(_leaves(_read_environment()), "environment")
+    for key, value in _leaves(settings.model_dump(exclude={"routes"})).items():
+        origin = next((origins[o] for o in origins if o == key or key.startswith(o + ".")), "default")
+        yield key, value, origin
+    for route in settings.routes:
+        yield f"routes.{route.name}", route.model_dump(exclude_defaults=True), origins.get("routes", "default")
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"{file}: no such settings file; create it or unset {ENV_FILE}") from None
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file}: not valid TOML: {error}") from error
+
+
+def _read_environment() -> dict[str, Any]:
+    known = Settings.model_fields
+    for variable in os.environ:
+        section = variable.removeprefix(ENV_PREFIX).split("__")[0].lower()
+        if variable.startswith(ENV_PREFIX) and "__" in variable and section not in known:
+            raise SettingsError(f"environment variable {variable}: no such section.{_nearest(section, known)}")
+    return EnvSettingsSource(Settings)()
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves |= _leaves(value, name + ".") if isinstance(value, dict) and value else {name: value}
+    return leaves
+
+
+def _validate(values: dict[str, Any], file: Path | None) -> Settings:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, file)) from None
+
+
+def _sentence(error: ValidationError, file: Path | None) -> str:
+    """One line for the first problem, and how many more there are."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        problem = f"unknown key {key!r}.{_nearest(str(first['loc'][-1]), _siblings(first['loc']))}"
+    else:
+        problem = f"{key}: {first['msg']}, got {first['input']!r}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{file or 'environment'}: {problem}{more}"
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The names that are known where the unknown one stood."""
+    model: type[BaseModel] = Settings
+    for part in location[:-1]:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        annotation: Any = model.model_fields[part].annotation
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: Any) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else f" Known: {', '.join(known)}."
+
+
+def _anchor(settings: Settings, folder: Path) -> Settings:
+    """Make the file's relative paths absolute, so that a command works from any folder."""
+    store, engine = settings.store, settings.engine
+    if "://" not in store.root:
+        store = store.model_copy(update={"root": str(folder / store.root)})
+    if engine.model and (folder / engine.model).is_dir():
+        engine = engine.model_copy(update={"model": str(folder / engine.model)})
+    return settings.model_copy(update={"store": store, "engine": engine})
