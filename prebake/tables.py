@@ -169,4 +169,20 @@ ANSWERS = Table(
     ),
 )
 
+GATEWAY_LOG = Table(
+    "gateway_log",
+    "What the gateway notes of each request: Parquet segments under gateway-log/, read by ingest, no Delta table.",
+    (
+        Column("ts", TIME, "When the request came", "UTC"),
+        Column("tenant", pa.string(), "Tenant who asked", nullable=True),
+        Column("user_hash", pa.int64(), "Salted hash of the user's id", nullable=True),
+        Column("body", pa.string(), "The request's body, without the fields that name people", "JSON"),
+        Column("cache", pa.string(), "What the gateway did: hit, miss or bypass"),
+        Column("prompt_tokens", pa.int64(), "Prompt tokens, where known", "tokens", nullable=True),
+        Column("completion_tokens", pa.int64(), "Completion tokens, where known", "tokens", nullable=True),
+        Column("status", pa.int32(), "HTTP status of the answer; only answered requests (200) are counted"),
+    ),
+    partition_by=(),
+)
+
 TABLES = (QUERY_LOG, REJECTS, DAILY_COUNTS, PLAN, ANSWERS)
