@@ -1,0 +1,239 @@
+"""The night: the steps in their order, for the command line and for Prefect alike.
+
+In: settings and the last day of log to look at. Out: a run in the ledger, a new serving snapshot, and a report.
+Each step leaves a table, so a night that stopped goes on where it was when the same command runs again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from typing import ParamSpec, Protocol, TypeVar
+
+from prebake.errors import InputError, Interrupted
+from prebake.progress import Progress, Silent
+from prebake.settings import Settings
+from prebake.stop import Stop
+from storage.store import Store, open_store
+from tasks.bake import BakeReport, bake
+from tasks.ingest import IngestReport, ingest
+from tasks.mine import MineReport, mine
+from tasks.plan import PlanReport, plan
+from tasks.publish import PublishReport, publish
+from tasks.report import NightPage, report
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOCK_LEASE_S = 60.0
+GATEWAY_LOG_FOLDER = "gateway-log"
+
+
+class Redo(StrEnum):
+    """What is done again although it is there: nothing, the daily counts, the answers, or both."""
+
+    MISSING = "missing"
+    COUNTS = "counts"
+    ANSWERS = "answers"
+    ALL = "all"
+
+    @property
+    def counts(self) -> bool:
+        """Whether the days are counted again."""
+        return self in (Redo.COUNTS, Redo.ALL)
+
+    @property
+    def answers(self) -> bool:
+        """Whether fresh answers are baked again."""
+        return self in (Redo.ANSWERS, Redo.ALL)
+
+
+class StepRunner(Protocol):
+    """Runs one step under its name; Prefect makes it a task of the run."""
+
+    def __call__(self, name: str, step: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The step's own result."""
+        ...
+
+
+def call(_name: str, step: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """The plain way to run a step."""
+    return step(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class NightReport:
+    """What one night did; ``wall_s`` has the seconds of each step."""
+
+    run_id: str
+    day: date
+    ingest: tuple[IngestReport, ...]
+    mine: MineReport
+    plan: PlanReport
+    bake: BakeReport
+    publish: PublishReport
+    page: NightPage
+    wall_s: dict[str, float]
+
+
+def yesterday() -> date:
+    """The last whole day in UTC: what a night looks at unless told otherwise."""
+    return datetime.now(UTC).date() - timedelta(days=1)
+
+
+def night(
+    settings: Settings,
+    day: date | None = None,
+    *,
+    routes: Sequence[str] | None = None,
+    redo: Redo = Redo.MISSING,
+    paths: Sequence[str] | None = None,
+    wait_s: float = 0,
+    run_step: StepRunner = call,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> NightReport:
+    """Run one night: answers for the days after ``day`` (UTC; None: yesterday) from the log up to and including it.
+
+    ``paths`` are logs to read besides the gateway's own (None: those of the settings); ``routes`` limits the plan to
+    some routes. Raises BusyError when another night holds the store for longer than ``wait_s``, Interrupted when
+    ``stop`` was requested, and what the steps raise.
+    """
+    (page,) = backfill(
+        settings,
+        day or yesterday(),
+        day or yesterday(),
+        kind="nightly",
+        routes=routes,
+        redo=redo,
+        paths=paths,
+        wait_s=wait_s,
+        run_step=run_step,
+        progress=progress,
+        stop=stop,
+    )
+    return page
+
+
+def backfill(
+    settings: Settings,
+    start: date,
+    end: date,
+    *,
+    kind: str = "backfill",
+    routes: Sequence[str] | None = None,
+    redo: Redo = Redo.MISSING,
+    paths: Sequence[str] | None = None,
+    wait_s: float = 0,
+    run_step: StepRunner = call,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> list[NightReport]:
+    """Run the night of each day from ``start`` to ``end`` (both included), oldest first; arguments as for ``night``."""
+    check_days(start, end)
+    check_routes(settings, routes)
+    progress, stop = progress or Silent(), stop or Stop()
+    reports = []
+    with open_store(settings) as store, store.ledger.lock("night", owner_name(), LOCK_LEASE_S, wait_s):
+        for offset in range((end - start).days + 1):
+            day = start + timedelta(days=offset)
+            with _run(store, kind, day, routes=list(routes or ()), redo=redo) as run_id:
+                steps = _Steps(store, settings, run_id, day, run_step, progress, stop)
+                reports.append(steps.all(routes, redo, settings.ingest.paths if paths is None else paths))
+                store.ledger.finish_run(run_id, "completed", {"wall_s": reports[-1].wall_s})
+    return reports
+
+
+def check_days(start: date, end: date) -> None:
+    """InputError where the range is empty, or reaches days that are not over."""
+    if end < start:
+        raise InputError(f"end {end} lies before start {start}; give the earlier day first")
+    if end > datetime.now(UTC).date():
+        raise InputError(f"end {end} lies in the future; the log ends today, {datetime.now(UTC).date()} (UTC)")
+
+
+def check_routes(settings: Settings, routes: Sequence[str] | None) -> None:
+    """InputError where a name is no route of the settings."""
+    known = [route.name for route in settings.routes]
+    for name in routes or ():
+        if name not in known:
+            raise InputError(f"no route is called {name!r}; the settings have: {', '.join(known)}")
+
+
+def owner_name() -> str:
+    """Who holds a lock or a lease: host and process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@contextmanager
+def _run(store: Store, kind: str, day: date, **params: object) -> Iterator[str]:
+    run_id = store.ledger.start_run(kind, day, params)
+    try:
+        yield run_id
+    except Interrupted as error:
+        store.ledger.finish_run(run_id, "stopped", {"error": str(error)})
+        raise
+    except BaseException as error:
+        store.ledger.finish_run(run_id, "failed", {"error": f"{type(error).__name__}: {error}"})
+        raise
+
+
+class _Steps:
+    """One night's steps on one store, timed."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        run_id: str,
+        day: date,
+        run_step: StepRunner,
+        progress: Progress,
+        stop: Stop,
+    ) -> None:
+        self._store, self._settings = store, settings
+        self._run_id, self._day = run_id, day
+        self._run_step, self._progress, self._stop = run_step, progress, stop
+        self._wall_s: dict[str, float] = {}
+
+    def all(self, routes: Sequence[str] | None, redo: Redo, paths: Sequence[str]) -> NightReport:
+        now = datetime.now(UTC)
+        ingested = tuple(self._ingest(paths))
+        mined = self._step("mine", mine, days=[self._day] if redo.counts else None)
+        planned = self._step("plan", plan, self._day, now=now, routes=routes, redo=redo.answers)
+        baked = self._step("bake", bake, planned.plan_id, run_id=self._run_id, owner=owner_name())
+        published = self._step("publish", publish, run_id=self._run_id, now=datetime.now(UTC))
+        page = self._step("report", report, planned.plan_id, self._run_id)
+        return NightReport(
+            self._run_id, self._day, ingested, mined, planned, baked, published, page, dict(self._wall_s)
+        )
+
+    def _ingest(self, paths: Sequence[str]) -> Iterator[IngestReport]:
+        if paths:
+            yield self._step("ingest", ingest, paths)
+        if any(True for _ in self._store.objects.list(GATEWAY_LOG_FOLDER + "/")):
+            folder = f"{self._store.objects.uri}/{GATEWAY_LOG_FOLDER}/*.parquet"
+            yield self._step("ingest", ingest, [folder], preset="prebake")
+
+    def _step(self, name: str, step: Callable[..., T], *args: object, **kwargs: object) -> T:
+        self._stop.check()
+        started = time.monotonic()
+        try:
+            return self._run_step(
+                name,
+                step,
+                self._store,
+                self._settings,
+                *args,
+                progress=self._progress,
+                stop=self._stop,
+                **kwargs,
+            )
+        finally:
+            self._wall_s[name] = round(self._wall_s.get(name, 0) + time.monotonic() - started, 3)
