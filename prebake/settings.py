@@ -146,7 +146,16 @@ class Gateway(Section):
     upstream: str = Field(
         default="http://127.0.0.1:8000/v1", description="The model's OpenAI-compatible address, with /v1."
     )
+    connect_timeout_s: float = Field(default=5, gt=0, description="Longest wait for a connection to it, in seconds.")
     timeout_s: float = Field(default=600, gt=0, description="Longest silence of the upstream, in seconds.")
+    workers: int = Field(default=1, ge=1, description="Processes that share the port and the mapped snapshot.")
+    drain_s: float = Field(default=120, gt=0, description="After SIGTERM, requests in flight may last this long, in s.")
+    max_body_mb: float = Field(
+        default=4, gt=0, description="Longer requests go to the upstream without being looked up, in MB."
+    )
+    cache_dir: str = Field(
+        default="", description="Folder for snapshots fetched from S3; empty: prebake-snapshots in the temporary folder."
+    )
     reload_s: float = Field(default=1.0, gt=0, description="How often a new snapshot is looked for, in seconds.")
     tenant_header: str = Field(
         default="", description="Request header that names the tenant; set only behind a proxy that sets it."
@@ -155,6 +164,7 @@ class Gateway(Section):
     log: bool = Field(default=True, description="Log requests for the next night.")
     log_flush_s: float = Field(default=5.0, gt=0, description="How often the request log is written, in seconds.")
     log_queue: int = Field(default=50_000, ge=1, description="Log rows held in memory; more are dropped and counted.")
+    log_queue_mb: float = Field(default=64, gt=0, description="... and as many MB of request bodies.")
 
 
 class Settings(BaseSettings):

@@ -178,6 +178,7 @@ GATEWAY_LOG = Table(
         Column("user_hash", pa.int64(), "Salted hash of the user's id", nullable=True),
         Column("body", pa.string(), "The request's body, without the fields that name people", "JSON"),
         Column("cache", pa.string(), "What the gateway did: hit, miss or bypass"),
+        Column("reason", pa.string(), "Why it was a miss or a bypass", nullable=True),
         Column("prompt_tokens", pa.int64(), "Prompt tokens, where known", "tokens", nullable=True),
         Column("completion_tokens", pa.int64(), "Completion tokens, where known", "tokens", nullable=True),
         Column("status", pa.int32(), "HTTP status of the answer; only answered requests (200) are counted"),
