@@ -1,0 +1,188 @@
+"""The lookup library: opens a serving snapshot on local disk and gives the answer to a request in microseconds.
+
+In: a snapshot's folder, or the folder above it with the pointer ``current``. Out: answers, by fingerprint or by
+whole request. The data is mapped read-only, so that all processes of a machine share one copy in memory and each
+pays only for its own heap; nothing is ever written. Any number of threads may share one AnswerStore.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from hashlib import file_digest
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+from weakref import WeakValueDictionary
+
+import lmdb
+
+from prebake.answer import Answer
+from prebake.errors import SnapshotError
+from prebake.manifest import DATA, MANIFEST, POINTER, Manifest, read_manifest, read_pointer
+from prebake.request import Bypass, Keyed, key_request
+from prebake.routes import Routes
+
+_REMEDY = "publish again or go back with `prebake rollback`"
+
+
+class Lookup(NamedTuple):
+    """What a whole request found: the answer if any, and its key or the reason why it has none."""
+
+    answer: Answer | None
+    key: Keyed | Bypass
+
+    @property
+    def cache(self) -> Literal["hit", "miss", "bypass"]:
+        """The outcome in one word, as the gateway's response header has it."""
+        if self.answer is not None:
+            return "hit"
+        return "bypass" if isinstance(self.key, Bypass) else "miss"
+
+
+class AnswerStore:
+    """One open snapshot. Use it with ``with``, or close it."""
+
+    def __init__(self, folder: Path, manifest: Manifest, environment: lmdb.Environment) -> None:
+        """Take over what :meth:`open` has opened and checked."""
+        self.folder = folder
+        self.manifest = manifest
+        self._reader: _Reader | None = _Reader(environment)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> AnswerStore:
+        """Open a snapshot's folder, or the current snapshot of the folder above.
+
+        The manifest, the size and the number of answers are always checked. ``verify`` also reads the whole file
+        and checks its SHA-256: do it once, where a new version is activated. Raises SnapshotError naming the file
+        and the remedy for what is missing, damaged, cut short or of a later format.
+        """
+        folder = _current(Path(path))
+        manifest = read_manifest(_read(folder / MANIFEST), str(folder / MANIFEST))
+        data = folder / DATA
+        check_size(data, manifest)
+        if verify:
+            check_digest(data, manifest)
+        environment = _map(data)
+        if (found := environment.stat()["entries"]) != manifest.answers:
+            raise SnapshotError(f"{data}: has {found} answers, its manifest says {manifest.answers}; {_REMEDY}")
+        return cls(folder, manifest, environment)
+
+    @property
+    def version(self) -> str:
+        """The snapshot's version."""
+        return self.manifest.version
+
+    def get(self, fingerprint: bytes, now: datetime) -> Answer | None:
+        """The answer with that key if it is still good at ``now``. Raises SnapshotError if its bytes are damaged."""
+        value = self._get(fingerprint)
+        if value is None:
+            return None
+        answer = Answer.decode(fingerprint, value)
+        return answer if now < answer.expires_at else None
+
+    def lookup(self, body: Any, routes: Routes, tenant: str | None, now: datetime) -> Lookup:
+        """The answer to the parsed JSON body of a request, with its key or the reason why it was not looked up."""
+        key = key_request(body, routes, tenant)
+        return Lookup(self.get(key.fingerprint, now) if isinstance(key, Keyed) else None, key)
+
+    def __contains__(self, fingerprint: bytes) -> bool:
+        """Whether there is an answer with that key, expired or not."""
+        return self._get(fingerprint) is not None
+
+    def __len__(self) -> int:
+        """Answers in the snapshot, expired ones included."""
+        return self.manifest.answers
+
+    def close(self) -> None:
+        """Let go of the snapshot; it is unmapped when the last AnswerStore of this process lets go of it."""
+        self._reader = None
+
+    def __enter__(self) -> Self:
+        """Return the store itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _get(self, fingerprint: bytes) -> bytes | None:
+        reader = self._reader
+        if reader is None:
+            raise SnapshotError(f"{self.folder}: the snapshot was closed; open it again")
+        try:
+            return reader.get(fingerprint)
+        except lmdb.Error as error:
+            raise SnapshotError(f"{self.folder / DATA}: cannot be read: {error}; {_REMEDY}") from error
+
+
+class _Reader(threading.local):
+    """One read transaction per thread, held open: the data never changes, and opening one costs as much as a get."""
+
+    def __init__(self, environment: lmdb.Environment) -> None:
+        self.get: Callable[[bytes], bytes | None] = environment.begin().get
+
+
+# LMDB refuses to map one file twice in a process, so that stores of the same snapshot share the mapping.
+_mapped: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
+_mapping = threading.Lock()
+
+
+def _map(data: Path) -> lmdb.Environment:
+    try:
+        with _mapping:
+            file = data.stat()
+            environment = _mapped.get((file.st_dev, file.st_ino))
+            if environment is None:
+                environment = lmdb.open(
+                    str(data), subdir=False, readonly=True, lock=False, readahead=False, map_size=file.st_size
+                )
+                _mapped[file.st_dev, file.st_ino] = environment
+            return environment
+    except lmdb.Error as error:
+        raise SnapshotError(f"{data}: not a snapshot's data ({error}); {_REMEDY}") from error
+    except OSError as error:
+        raise SnapshotError(f"{data}: cannot be read: {error.strerror}; {_REMEDY}") from error
+
+
+def check_size(data: Path, manifest: Manifest) -> None:
+    """Raise SnapshotError if the file is missing or not as long as its manifest says."""
+    try:
+        size = data.stat().st_size
+    except OSError as error:
+        raise SnapshotError(f"{data}: cannot be read: {error.strerror}; {_REMEDY}") from error
+    if size != manifest.bytes:
+        raise SnapshotError(f"{data}: {size} bytes long, its manifest says {manifest.bytes}; {_REMEDY}")
+
+
+def check_digest(data: Path, manifest: Manifest) -> None:
+    """Raise SnapshotError if the file's SHA-256 is not the manifest's; reads the whole file."""
+    try:
+        with data.open("rb") as file:
+            found = file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SnapshotError(f"{data}: cannot be read: {error.strerror}; {_REMEDY}") from error
+    if found != manifest.sha256:
+        raise SnapshotError(f"{data}: damaged: its SHA-256 is not the manifest's {manifest.sha256}; {_REMEDY}")
+
+
+def _current(path: Path) -> Path:
+    pointer = path / POINTER
+    if (path / MANIFEST).exists() or not pointer.exists():
+        return path
+    return path / read_pointer(_read(pointer), str(pointer)).current
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise SnapshotError(
+            f"{file}: no such file; is this a snapshots folder? Publish one with `prebake publish`"
+        ) from None
+    except OSError as error:
+        raise SnapshotError(f"{file}: cannot be read: {error.strerror}; {_REMEDY}") from error

@@ -1,0 +1,213 @@
+"""Serving snapshots: built from answers, published whole or not at all, listed, rolled back, fetched.
+
+In: answers, best in the order of their fingerprints. Out: ``snapshots/<version>/`` with ``data.mdb`` and
+``manifest.json``, and the pointer ``snapshots/current``, one small object that names the served version and all
+published ones. Replacing the pointer is the publication: what it does not name is garbage of an interrupted
+publish, which the next one deletes. Memory: one batch of answers; disk: twice the snapshot, in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import closing
+from datetime import datetime
+from hashlib import file_digest
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any, Final
+
+import lmdb
+
+from prebake.answer import Answer
+from prebake.errors import ConflictError, SnapshotError, StorageError
+from prebake.lookup import check_digest, check_size
+from prebake.manifest import DATA, MANIFEST, POINTER, Manifest, Pointer, read_manifest, read_pointer
+from storage.objects import Objects
+
+FOLDER: Final = "snapshots"
+POINTER_KEY: Final = f"{FOLDER}/{POINTER}"
+
+_BATCH: Final = 10_000
+# Address space while building, not memory or disk; LMDB needs an upper limit for the file.
+_MAP_BYTES: Final = 2**40
+
+
+def publish_snapshot(objects: Objects, answers: Iterable[Answer], *, run_id: str, keep: int, now: datetime) -> Manifest:
+    """Build a snapshot of these answers and make it the current one; returns its manifest.
+
+    Answers come fastest in the order of their fingerprints, any order is right; of several with one fingerprint the
+    last wins. The newest ``keep`` snapshots stay for rollback. Raises ConflictError if somebody else published
+    meanwhile (then nothing has changed), StorageError if disk or store refuse.
+    """
+    pointer, etag = _read_pointer(objects)
+    published = pointer.versions if pointer else ()
+    with TemporaryDirectory(prefix="prebake-snapshot-") as folder:
+        data = Path(folder, DATA)
+        contents = _build(data, answers)
+        version = _next_version(published, now, contents["sha256"])
+        manifest = Manifest(version=version, run_id=run_id, created_at=now, **contents)
+        objects.upload(_key(version, DATA), data)
+    objects.write(_key(version, MANIFEST), manifest.model_dump_json(indent=2).encode())
+    kept = (*published, version)[-keep:]
+    _swap(objects, Pointer(current=version, versions=kept), etag)
+    _delete_all_but(objects, kept)
+    return manifest
+
+
+def snapshots(objects: Objects) -> list[Manifest]:
+    """The snapshots one can go back to, newest first."""
+    pointer, _ = _read_pointer(objects)
+    return [_manifest(objects, version) for version in reversed(pointer.versions)] if pointer else []
+
+
+def current(objects: Objects) -> Manifest | None:
+    """The snapshot that is served; None before the first publish."""
+    pointer, _ = _read_pointer(objects)
+    return _manifest(objects, pointer.current) if pointer else None
+
+
+def rollback(objects: Objects, version: str | None = None) -> Manifest:
+    """Serve that snapshot again, or the one before the current; returns its manifest.
+
+    Raises SnapshotError if there is none or its data is not all there, ConflictError if somebody published meanwhile.
+    """
+    pointer, etag = _read_pointer(objects)
+    if pointer is None:
+        raise SnapshotError(f"{objects.uri}: no snapshot was ever published; run `prebake publish`")
+    if version is None:
+        before = pointer.versions[: pointer.versions.index(pointer.current)]
+        if not before:
+            raise SnapshotError(f"{objects.uri}: no snapshot older than {pointer.current} is kept; nothing was changed")
+        version = before[-1]
+    elif version not in pointer.versions:
+        raise SnapshotError(f"{objects.uri}: no snapshot {version!r}; there are: {', '.join(pointer.versions)}")
+    manifest = _manifest(objects, version)
+    found = objects.stat(_key(version, DATA))
+    if found is None or found.size != manifest.bytes:
+        raise SnapshotError(f"{objects.uri}: the data of snapshot {version} is not all there; nothing was changed")
+    _swap(objects, Pointer(current=version, versions=pointer.versions), etag)
+    return manifest
+
+
+def fetch_snapshot(objects: Objects, version: str, folder: Path) -> Path:
+    """The local folder of a snapshot, ready for ``AnswerStore.open``.
+
+    A store on local disk has it already. From S3 it is downloaded beside, verified and renamed to
+    ``folder/<version>``; a snapshot that is there is not fetched again. Raises SnapshotError if what came is damaged.
+    """
+    local = objects.local_path(f"{FOLDER}/{version}")
+    if local is not None:
+        return local
+    target = folder / version
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = Path(mkdtemp(prefix=f".{version}-", dir=folder))
+    try:
+        manifest = _manifest(objects, version)
+        objects.download(_key(version, DATA), beside / DATA)
+        check_size(beside / DATA, manifest)
+        check_digest(beside / DATA, manifest)
+        (beside / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+        try:
+            beside.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, with the same verified bytes
+                raise
+    except OSError as error:
+        raise StorageError(f"{target}: the snapshot cannot be stored here: {error.strerror}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+def _build(data: Path, answers: Iterable[Answer]) -> dict[str, Any]:
+    """Write the LMDB file; returns what the manifest says about it."""
+    loose = data.with_suffix(".loose")
+    try:
+        with closing(
+            lmdb.open(str(loose), subdir=False, lock=False, sync=False, metasync=False, map_size=_MAP_BYTES)
+        ) as environment:
+            _fill(environment, answers)
+            contents = _contents(environment)
+            environment.copy(str(data), compact=True)
+        os.unlink(loose)
+        with data.open("rb") as file:
+            return contents | {"bytes": data.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
+    except (lmdb.Error, OSError) as error:
+        raise StorageError(
+            f"{data.parent}: the snapshot cannot be built here: {error}; free space or set TMPDIR"
+        ) from error
+
+
+def _fill(environment: lmdb.Environment, answers: Iterable[Answer]) -> None:
+    rest = iter(answers)
+    while batch := list(islice(rest, _BATCH)):
+        with environment.begin(write=True) as transaction:
+            for answer in batch:
+                value = answer.encode()
+                # Appending fills the pages and refuses a key that is not the greatest.
+                if not transaction.put(answer.fingerprint, value, append=True):
+                    transaction.put(answer.fingerprint, value)
+
+
+def _contents(environment: lmdb.Environment) -> dict[str, Any]:
+    """Read every answer back: what is published can be served, and the summary counts what is there."""
+    routes: Counter[str] = Counter()
+    first: datetime | None = None
+    last: datetime | None = None
+    with environment.begin() as transaction:
+        for fingerprint, value in transaction.cursor():
+            answer = Answer.decode(fingerprint, value)
+            routes[answer.route] += 1
+            first = min(first or answer.expires_at, answer.expires_at)
+            last = max(last or answer.expires_at, answer.expires_at)
+    return {
+        "answers": routes.total(),
+        "routes": dict(sorted(routes.items())),
+        "first_expires_at": first,
+        "last_expires_at": last,
+    }
+
+
+def _next_version(published: tuple[str, ...], now: datetime, sha256: str) -> str:
+    """Sorts after all published ones, whatever the clock does."""
+    number = max((int(version.split("-")[0]) for version in published), default=0) + 1
+    return f"{number:06d}-{now:%Y%m%dT%H%M%SZ}-{sha256[:8]}"
+
+
+def _key(version: str, name: str) -> str:
+    return f"{FOLDER}/{version}/{name}"
+
+
+def _read_pointer(objects: Objects) -> tuple[Pointer | None, str | None]:
+    """The pointer and the etag to replace it by. The etag is asked for first: an older one only makes a conflict."""
+    found = objects.stat(POINTER_KEY)
+    if found is None:
+        return None, None
+    return read_pointer(objects.read(POINTER_KEY), f"{objects.uri}/{POINTER_KEY}"), found.etag
+
+
+def _manifest(objects: Objects, version: str) -> Manifest:
+    key = _key(version, MANIFEST)
+    return read_manifest(objects.read(key), f"{objects.uri}/{key}")
+
+
+def _swap(objects: Objects, pointer: Pointer, etag: str | None) -> None:
+    try:
+        objects.replace(POINTER_KEY, pointer.model_dump_json().encode(), etag)
+    except ConflictError:
+        raise ConflictError(
+            f"{objects.uri}/{POINTER_KEY}: somebody else published at the same time; nothing was changed, try again"
+        ) from None
+
+
+def _delete_all_but(objects: Objects, versions: tuple[str, ...]) -> None:
+    kept = {f"{FOLDER}/{version}" for version in versions} | {POINTER_KEY}
+    for found in list(objects.list(f"{FOLDER}/")):
+        if not any(found.key == key or found.key.startswith(f"{key}/") for key in kept):
+            objects.delete(found.key)
