@@ -154,7 +154,7 @@ class Gateway(Section):
         default=4, gt=0, description="Longer requests go to the upstream without being looked up, in MB."
     )
     cache_dir: str = Field(
-        default="", description="Folder for snapshots fetched from S3; empty: prebake-snapshots in the temporary folder."
+        default="", description="Folder for snapshots fetched from S3; empty: prebake in the user's cache folder."
     )
     reload_s: float = Field(default=1.0, gt=0, description="How often a new snapshot is looked for, in seconds.")
     tenant_header: str = Field(
