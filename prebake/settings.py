@@ -327,9 +327,11 @@ def _nearest(name: str, known: Any) -> str:
 
 def _anchor(settings: Settings, folder: Path) -> Settings:
     """Make the file's relative paths absolute, so that a command works from any folder."""
-    store, engine = settings.store, settings.engine
+    store, ingest, engine = settings.store, settings.ingest, settings.engine
     if "://" not in store.root:
         store = store.model_copy(update={"root": str(folder / store.root)})
+    paths = tuple(path if "://" in path else str(folder / path) for path in ingest.paths)
+    ingest = ingest.model_copy(update={"paths": paths})
     if engine.model and (folder / engine.model).is_dir():
         engine = engine.model_copy(update={"model": str(folder / engine.model)})
-    return settings.model_copy(update={"store": store, "engine": engine})
+    return settings.model_copy(update={"store": store, "ingest": ingest, "engine": engine})
