@@ -1,0 +1,137 @@
+"""The gateway put together: an ASGI application. In: settings. Out: hits, and everything under /v1 from the upstream.
+
+The hot route is plain ASGI, because the framework would cost as much as the lookup; the rest is Starlette.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from gateway.chat import Chat, Reason, marks
+from gateway.identity import Identity
+from gateway.metrics import Metrics
+from gateway.reload import Serving, cache_folder
+from gateway.request_log import RequestLog
+from gateway.responses import error
+from gateway.upstream import PREFIX, Receive, Scope, Send, Upstream, has_body, is_inside, send_json
+from prebake.settings import Settings
+from storage.objects import Objects, open_objects
+from storage.store import user_salt
+
+CHAT_PATH = f"{PREFIX}/chat/completions"
+
+logger = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One process of the gateway. Its parts are started and stopped by the server, through ASGI's lifespan."""
+
+    def __init__(self, settings: Settings) -> None:
+        options = settings.gateway
+        self._metrics = Metrics()
+        objects = open_objects(settings.store)
+        self._serving = Serving(
+            objects,
+            cache_dir=cache_folder(options.cache_dir, objects.uri),
+            reload_s=options.reload_s,
+            metrics=self._metrics,
+        )
+        self._upstream = Upstream(options, self._metrics)
+        self._log = _open_log(settings, objects, self._metrics) if options.log else None
+        self._chat = Chat(
+            settings.route_table,
+            Identity(options),
+            self._serving,
+            self._upstream,
+            self._log,
+            self._metrics,
+            int(options.max_body_mb * 1e6),
+        )
+        self._passed_through = self._metrics.requests.labels("", "bypass", Reason.NOT_CHAT)
+        self._others: ASGIApp = Starlette(
+            routes=[
+                Route("/healthz", self._healthz),
+                Route("/readyz", self._readyz),
+                Route("/metrics", self._show_metrics),
+            ],
+            lifespan=self._lifespan,
+            exception_handlers={404: _not_found},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the lifespan."""
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if path == CHAT_PATH and scope["method"] == "POST":
+                return await self._chat(scope, receive, send)
+            if path.startswith(f"{PREFIX}/"):
+                return await self._pass_through(scope, receive, send)
+        return await self._others(scope, receive, send)
+
+    async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._passed_through.inc()
+        headers = marks("bypass", Reason.NOT_CHAT)
+        if not is_inside(scope["path"]):
+            body = error("The path leads out of the API.", kind="invalid_request_error", code="not_found")
+            return await send_json(send, 404, body, headers)
+        await self._upstream.forward(scope, receive, send, more=has_body(scope["headers"]), marks=headers)
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._upstream.stop)
+            await self._upstream.start()
+            stack.push_async_callback(self._serving.stop)
+            await self._serving.start()
+            if self._log is not None:
+                stack.callback(self._log.close)
+                self._log.start()
+            gc.collect()
+            gc.freeze()  # what lives as long as the process need not be looked at again
+            yield
+
+    async def _healthz(self, _request: Request) -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def _readyz(self, _request: Request) -> Response:
+        """Ready as soon as it listens: without a store everything is a miss, which is still service."""
+        store = self._serving.store
+        return JSONResponse(
+            {
+                "status": "ready",
+                "store": "served" if store else str(self._serving.reason),
+                "snapshot": store.version if store else None,
+                "answers": len(store) if store else 0,
+                "problem": self._serving.problem or None,
+            }
+        )
+
+    async def _show_metrics(self, _request: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _not_found(_request: Request, _error: Exception) -> Response:
+    body = error(f"No such path here: the API is under {PREFIX}/.", kind="invalid_request_error", code="not_found")
+    return Response(body, 404, media_type="application/json")
+
+
+def _open_log(settings: Settings, objects: Objects, metrics: Metrics) -> RequestLog:
+    options = settings.gateway
+    return RequestLog(
+        objects,
+        user_salt(settings, objects),
+        flush_s=options.log_flush_s,
+        max_rows=options.log_queue,
+        max_bytes=int(options.log_queue_mb * 1e6),
+        metrics=metrics,
+    )

@@ -1,0 +1,220 @@
+"""The hot route, POST /v1/chat/completions: a hit is answered here, everything else by the upstream.
+
+In: one request. Out: the stored answer as OpenAI would have sent it, or the upstream's own answer; in both cases with
+headers that say what happened and why. A lookup is one uninterrupted step of the event loop (see ``reload``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from datetime import UTC, datetime
+from email.utils import formatdate
+from enum import StrEnum
+from functools import lru_cache
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import orjson
+
+from gateway.identity import Identity
+from gateway.metrics import Metrics
+from gateway.reload import NoStore, Serving
+from gateway.request_log import PEOPLE_FIELDS, LogRow, RequestLog
+from gateway.responses import completion, stream
+from gateway.upstream import Headers, Receive, Scope, Send, Upstream
+from prebake.answer import Answer
+from prebake.errors import PrebakeError
+from prebake.request import Bypass, key_request
+from prebake.routes import Routes
+
+logger = logging.getLogger(__name__)
+
+
+# Obfuscation pads chunks against eavesdroppers who measure them; a hit is one burst, which has nothing to measure.
+STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
+
+
+class Reason(StrEnum):
+    """Why a request went to the upstream, beside prebake.request.Bypass and gateway.reload.NoStore."""
+
+    NOT_BAKED = "not_baked"  # no answer with this key, or it has expired
+    TOO_LARGE = "too_large"  # longer than the settings look at
+    DELIVERY = "delivery"  # wants the answer in a way that only the upstream can do, or refuse
+    QUERY = "query"  # a query string, which the key knows nothing of
+    NOT_CHAT = "not_chat"  # another path of the API
+
+
+class Outcome(NamedTuple):
+    """What became of a request: hit (then there is an answer), miss or bypass."""
+
+    cache: str
+    reason: str | None
+    route: str
+    answer: Answer | None = None
+
+
+class Chat:
+    """Answers chat requests, from the store where it may."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        identity: Identity,
+        serving: Serving,
+        upstream: Upstream,
+        log: RequestLog | None,
+        metrics: Metrics,
+        max_body_bytes: int,
+    ) -> None:
+        self._routes = routes
+        self._identity = identity
+        self._serving = serving
+        self._upstream = upstream
+        self._log = log
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        process = os.urandom(8).hex().encode()
+        self._ids = (b"chatcmpl-%b%08x" % (process, number) for number in itertools.count())
+        self._requests = lru_cache(1024)(metrics.requests.labels)
+        self._saved_prompt = metrics.saved_tokens.labels("prompt")
+        self._saved_completion = metrics.saved_tokens.labels("completion")
+        self._broken_version = b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        arrived = time.time()
+        read = await _read(receive, self._max_body_bytes)
+        if read is None:
+            return
+        started = perf_counter()
+        raw, more = read
+        body = None if more else _parse(raw)
+        tenant = self._identity.tenant(scope["headers"])
+        outcome = self._look_up(scope, body, tenant, more)
+        self._requests(outcome.route, outcome.cache, outcome.reason or "").inc()
+        if (answer := outcome.answer) is not None:
+            await self._send_hit(send, answer, body, arrived)
+            self._metrics.hit_seconds.observe(perf_counter() - started)
+            status, tail = 200, b""
+        else:
+            passed = await self._upstream.forward(
+                scope, receive, send, body=raw, more=more, marks=marks(outcome.cache, outcome.reason)
+            )
+            status, tail = passed.status, passed.tail
+        if self._log is not None and status and isinstance(body, dict) and outcome.reason != Bypass.MALFORMED:
+            self._log.add(
+                LogRow(
+                    arrived,
+                    tenant,
+                    self._identity.user(scope["headers"], body),
+                    raw,
+                    not PEOPLE_FIELDS.isdisjoint(body),
+                    outcome.cache,
+                    outcome.reason,
+                    status,
+                    answer.prompt_tokens if answer else None,
+                    answer.completion_tokens if answer else None,
+                    tail,
+                )
+            )
+
+    def _look_up(self, scope: Scope, body: Any, tenant: str | None, more: bool) -> Outcome:
+        if more:
+            return Outcome("bypass", Reason.TOO_LARGE, "")
+        if scope["query_string"]:
+            return Outcome("bypass", Reason.QUERY, "")
+        if isinstance(body, dict) and not _delivery_is_ours(body):
+            return Outcome("bypass", Reason.DELIVERY, "")
+        key = key_request(body, self._routes, tenant)
+        if isinstance(key, Bypass):
+            return Outcome("bypass", key, "")
+        store = self._serving.store
+        if store is None:
+            return Outcome("miss", self._serving.reason, key.route.name)
+        try:
+            answer = store.get(key.fingerprint, datetime.now(UTC))
+        except PrebakeError as error:
+            self._log_broken(error)
+            return Outcome("miss", NoStore.BROKEN, key.route.name)
+        if answer is None:
+            return Outcome("miss", Reason.NOT_BAKED, key.route.name)
+        return Outcome("hit", None, key.route.name, answer)
+
+    async def _send_hit(self, send: Send, answer: Answer, body: dict[str, Any], now: float) -> None:
+        response_id, model = next(self._ids), body["model"]
+        if body.get("stream"):
+            options = body.get("stream_options") or {}
+            content_type = b"text/event-stream; charset=utf-8"
+            data = stream(
+                answer, response_id=response_id, model=model, include_usage=bool(options.get("include_usage"))
+            )
+        else:
+            content_type = b"application/json"
+            data = completion(answer, response_id=response_id, model=model)
+        headers = [
+            (b"date", _http_date(int(now))),
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(data)),
+            (b"x-prebake", b"hit"),
+            (b"age", b"%d" % max(0, now - answer.baked_at.timestamp())),
+            (b"x-prebake-run", answer.run_id.encode()),
+            (b"x-prebake-snapshot", self._serving.version),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": data})
+        self._saved_prompt.inc(answer.prompt_tokens)
+        self._saved_completion.inc(answer.completion_tokens)
+
+    def _log_broken(self, error: PrebakeError) -> None:
+        """Say once for each snapshot that it has damaged answers."""
+        if self._broken_version != self._serving.version:
+            self._broken_version = self._serving.version
+            logger.error("%s; such requests go to the upstream", error)
+
+
+def marks(cache: str, reason: str | None) -> Headers:
+    """The headers that say what the gateway did with a request that it passed on."""
+    return [(b"x-prebake", cache.encode()), (b"x-prebake-reason", (reason or "").encode())]
+
+
+async def _read(receive: Receive, limit: int) -> tuple[bytes, bool] | None:
+    """The body, and whether there is more of it than ``limit`` bytes; None if the client left."""
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more and size <= limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message["body"])
+        size += len(message["body"])
+        more = message["more_body"]
+    return b"".join(parts), more
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _delivery_is_ours(body: dict[str, Any]) -> bool:
+    streamed, options = body.get("stream"), body.get("stream_options")
+    if streamed is not None and not isinstance(streamed, bool):
+        return False
+    if options is None:
+        return True
+    return (
+        streamed is True
+        and isinstance(options, dict)
+        and STREAM_OPTIONS.issuperset(options)
+        and all(isinstance(value, bool) for value in options.values())
+    )
+
+
+@lru_cache(maxsize=2)
+def _http_date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()

@@ -1,0 +1,53 @@
+"""What the gateway counts, for Prometheus. With several worker processes prometheus-client sums over their files."""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+HIT_BUCKETS_S = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3)
+UPSTREAM_BUCKETS_S = (1e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class Metrics:
+    """All metrics of one process. Names and meanings are what ``/metrics`` shows; times are seconds."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter(
+            "prebake_requests", "Chat requests by what the gateway did and why", "route", "cache", "reason"
+        )
+        self.saved_tokens = self._counter("prebake_saved_tokens", "Tokens the upstream did not process", "kind")
+        self.hit_seconds = Histogram(
+            "prebake_hit_seconds", "From the whole request to the whole answer", (), buckets=HIT_BUCKETS_S,
+            registry=self.registry,
+        )  # fmt: skip
+        self.upstream_seconds = Histogram(
+            "prebake_upstream_seconds", "Until the upstream's status line", (), buckets=UPSTREAM_BUCKETS_S,
+            registry=self.registry,
+        )  # fmt: skip
+        self.upstream_errors = self._counter("prebake_upstream_errors", "Upstream calls that failed", "kind")
+        self.client_disconnects = self._counter("prebake_client_disconnects", "Upstream calls the client gave up")
+        self.log_rows = self._counter("prebake_log_rows", "Request log rows written")
+        self.log_dropped = self._counter("prebake_log_dropped", "Request log rows dropped because the queue was full")
+        self.reloads = self._counter("prebake_snapshot_reloads", "Snapshots looked at for serving", "result")
+        self.snapshot_answers = self._gauge("prebake_snapshot_answers", "Answers in the snapshot served")
+        self.snapshot_bytes = self._gauge("prebake_snapshot_bytes", "Size of the snapshot served")
+        self.snapshot_created = self._gauge("prebake_snapshot_created_seconds", "When it was published, Unix time")
+
+    def text(self) -> bytes:
+        """All metrics of all workers in Prometheus' text format."""
+        if MULTIPROCESS_DIR not in os.environ:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(name, meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        return Gauge(name, meaning, registry=self.registry, multiprocess_mode="livemostrecent")

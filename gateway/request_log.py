@@ -1,0 +1,183 @@
+"""The log that feeds the next night: each chat request, without the people in it and without answers.
+
+In: rows, from the event loop, never waiting. Out: immutable Parquet segments ``gateway-log/day=.../*.parquet`` with the
+columns of GATEWAY_LOG, written by a thread every few seconds. Memory: at most ``max_rows`` rows and ``max_bytes`` of
+bodies, plus one segment being written; what does not fit is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections import deque
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gateway.metrics import Metrics
+from prebake.tables import GATEWAY_LOG
+from prebake.user import hash_user
+from storage.objects import Objects
+
+FOLDER = "gateway-log"
+SEGMENT_ROWS = 10_000
+# Fields that name people; the fingerprint does not contain them.
+PEOPLE_FIELDS = frozenset({"user", "safety_identifier", "metadata", "prompt_cache_key"})
+
+# A quote inside a JSON string is escaped, so that these can only match a key, never a text.
+_PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
+_COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
+
+logger = logging.getLogger(__name__)
+
+
+class LogRow(NamedTuple):
+    """One request as the hot path hands it over. ``tail`` is the end of the upstream's answer, for its token counts."""
+
+    ts: float
+    tenant: str | None
+    user: str | None
+    body: bytes
+    people: bool
+    cache: str
+    reason: str | None
+    status: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    tail: bytes
+
+
+class RequestLog:
+    """A bounded queue and the thread that empties it. Rows are added from one thread only."""
+
+    def __init__(
+        self, objects: Objects, salt: bytes, *, flush_s: float, max_rows: int, max_bytes: int, metrics: Metrics
+    ) -> None:
+        self._objects = objects
+        self._salt = salt
+        self._flush_s = flush_s
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._queue: deque[LogRow] = deque()
+        self._segment: list[LogRow] = []
+        # One thread writes each pair, so that no lock stands on the request's path.
+        self._rows_in = self._bytes_in = 0
+        self._rows_out = self._bytes_out = 0
+        self._names = (f"{os.getpid():x}-{os.urandom(4).hex()}-{number:06d}" for number in count())
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name="prebake-log", daemon=True)
+
+    def start(self) -> None:
+        """Start writing."""
+        self._thread.start()
+
+    def add(self, row: LogRow) -> None:
+        """Queue a row, or drop and count it if the queue is full. Never waits, never raises."""
+        size = _size(row)
+        pending = self._rows_in - self._rows_out
+        if pending >= self._max_rows or self._bytes_in - self._bytes_out + size > self._max_bytes:
+            self._metrics.log_dropped.inc()
+            return
+        self._rows_in += 1
+        self._bytes_in += size
+        self._queue.append(row)
+        if pending >= min(SEGMENT_ROWS, self._max_rows // 2):
+            self._wake.set()
+
+    def close(self) -> None:
+        """Write what is queued and stop."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(self._flush_s)
+            self._wake.clear()
+            if not self._flush():
+                self._stop.wait(self._flush_s)
+        if not self._flush():
+            logger.error("request log: %d rows could not be written and are lost", self._rows_in - self._rows_out)
+
+    def _flush(self) -> bool:
+        """Write all that is queued now, in segments; False if that failed: the rows wait for the next time."""
+        while self._fill_segment():
+            try:
+                self._objects.write(self._key(self._segment[0]), _parquet(self._segment, self._salt))
+            except Exception as error:  # noqa: BLE001 - full disk, S3, whatever: requests must go on
+                if not self._failing:
+                    logger.error("request log: cannot be written, rows wait in memory: %s", error)
+                self._failing = True
+                return False
+            self._failing = False
+            self._metrics.log_rows.inc(len(self._segment))
+            self._rows_out += len(self._segment)
+            self._bytes_out += sum(map(_size, self._segment))
+            self._segment = []
+        return True
+
+    def _fill_segment(self) -> bool:
+        while self._queue and len(self._segment) < SEGMENT_ROWS:
+            self._segment.append(self._queue.popleft())
+        return bool(self._segment)
+
+    def _key(self, first: LogRow) -> str:
+        at = datetime.fromtimestamp(first.ts, UTC)
+        return f"{FOLDER}/day={at:%Y-%m-%d}/{at:%Y%m%dT%H%M%S}-{next(self._names)}.parquet"
+
+
+def _size(row: LogRow) -> int:
+    return len(row.body) + len(row.tail)
+
+
+def _parquet(rows: list[LogRow], salt: bytes) -> bytes:
+    records = []
+    for number, row in enumerate(rows):
+        if number % 100 == 0:
+            time.sleep(0)  # let the event loop have the interpreter: a request must not wait for its log
+        records.append(_record(row, salt))
+    columns = [pa.array(values, field.type) for values, field in zip(zip(*records), GATEWAY_LOG.schema)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(columns, schema=GATEWAY_LOG.schema), sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _record(row: LogRow, salt: bytes) -> tuple[Any, ...]:
+    """The row's values in the order of GATEWAY_LOG."""
+    prompt_tokens, completion_tokens = row.prompt_tokens, row.completion_tokens
+    if row.tail:
+        prompt_tokens, completion_tokens = _last(_PROMPT_TOKENS, row.tail), _last(_COMPLETION_TOKENS, row.tail)
+    return (
+        int(row.ts * 1e6),
+        row.tenant,
+        None if row.user is None else hash_user(row.user, salt),
+        without_people(row.body) if row.people else row.body.decode(),
+        row.cache,
+        row.reason,
+        prompt_tokens,
+        completion_tokens,
+        row.status,
+    )
+
+
+def without_people(body: bytes) -> str:
+    """A JSON object without the fields that name people."""
+    return orjson.dumps(
+        {name: value for name, value in orjson.loads(body).items() if name not in PEOPLE_FIELDS}
+    ).decode()
+
+
+def _last(pattern: re.Pattern[bytes], tail: bytes) -> int | None:
+    found = pattern.findall(tail)
+    return int(found[-1]) if found else None

@@ -1,0 +1,122 @@
+"""Runs the gateway: one listening socket, one or more processes, and a drain on SIGTERM. Out: an exit code of 0."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from gateway.metrics import MULTIPROCESS_DIR
+from prebake.errors import SettingsError
+from prebake.settings import Settings
+
+BACKLOG = 2048
+# Longer than clients and load balancers keep idle connections, so that they and not we close them.
+KEEP_ALIVE_S = 75
+
+
+class Deferred:
+    """The application, built in the process that runs it: sockets, threads and maps do not survive a fork or a spawn."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self) -> object:
+        """Build it."""
+        from gateway.app import Gateway  # after PROMETHEUS_MULTIPROC_DIR is set, which its import reads
+
+        return Gateway(self._settings)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says when it listens and for which a SIGTERM is a clean end, not a death by signal."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None = None) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        await super().startup(sockets)
+        if self._ready is not None and self.started:
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Drain at the first signal; a second Ctrl-C ends at once."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then end what is in flight and return. Blocks; main thread only.
+
+    ``ready`` is called with the address once connections are answered; without it the address is printed on standard
+    output, so that a parent process can read the port it asked to be chosen (0). Raises SettingsError if the address
+    cannot be used.
+    """
+    listener = _listen(host, port)
+    address = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
+    announce = ready or _print_address
+    config = _config(settings)
+    with listener:
+        if settings.gateway.workers == 1:
+            Server(config, lambda: announce(address)).run(sockets=[listener])
+        else:
+            _run_workers(config, settings.gateway.workers, listener, lambda: announce(address))
+
+
+def _print_address(address: str) -> None:
+    print(f"serving on {address}", flush=True)
+
+
+def _run_workers(config: uvicorn.Config, workers: int, listener: socket.socket, announce: Callable[[], None]) -> None:
+    """uvicorn's supervisor restarts workers that die; they share the socket and, through the files, the metrics."""
+    config.workers = workers
+    with tempfile.TemporaryDirectory(prefix="prebake-metrics-") as folder:
+        os.environ[MULTIPROCESS_DIR] = folder
+        announce()  # the socket listens: connections wait there until the first worker takes them
+        Multiprocess(config, target=Server(config).run, sockets=[listener]).run()
+
+
+def _config(settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        Deferred(settings),
+        factory=True,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,  # an upstream's own Server and Date headers come through
+        date_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.gateway.drain_s) or 1,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"gateway: cannot listen on {host}:{port}: {error.strerror or error}; choose another host or port"
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

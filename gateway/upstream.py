@@ -1,0 +1,228 @@
+"""The way to the model: a request goes on unchanged, the answer comes back chunk by chunk as it arrives.
+
+aiohttp was chosen by measurement: to a server on the same machine it adds 0.2 ms to a bare socket, httpx 1.2 ms.
+Requests are never sent twice: a lost answer may have been paid for, and clients retry by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from gateway.metrics import Metrics
+from gateway.responses import error
+from prebake.settings import Gateway
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+PREFIX = "/v1"
+# RFC 9110, 7.6.1; "host" and "expect" belong to the one connection too.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+        b"trailer", b"transfer-encoding", b"upgrade",
+    }
+)  # fmt: skip
+NOT_SENT_ON = HOP_BY_HOP | {b"host", b"expect"}
+TAIL_BYTES = 2048
+# Shorter than the 5 s after which uvicorn, and so vLLM, closes an idle connection: a request must not meet the close.
+IDLE_CONNECTION_S = 4.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Passed:
+    """What came of a request: its status (0: the client left before there was one) and the end of the answer."""
+
+    status: int = 0
+    tail: bytes = b""
+    complete: bool = False
+
+
+class Upstream:
+    """Connections to the one upstream that the settings name."""
+
+    def __init__(self, settings: Gateway, metrics: Metrics) -> None:
+        self._base = settings.upstream.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.timeout_s
+        )
+        self._metrics = metrics
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Open the pool: as many connections as requests in flight, idle ones kept for a while."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S),
+            timeout=self._timeout,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        )
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def forward(
+        self, scope: Scope, receive: Receive, send: Send, *, body: bytes = b"", more: bool = False, marks: Headers
+    ) -> Passed:
+        """Send the request on and its answer back, with ``marks`` added to the answer's headers.
+
+        ``body`` is what was read of the request, ``more`` says that there is more to read. Never raises: an upstream
+        that cannot be reached is a 502, a silent one a 504, one that dies half-way ends the connection.
+        """
+        passed = Passed()
+        upload = _Upload(receive, body, more)
+        exchange = asyncio.create_task(self._exchange(scope, send, upload, marks, passed))
+        gone = asyncio.create_task(upload.until_client_leaves())
+        try:
+            await asyncio.wait((exchange, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not exchange.done():
+                self._metrics.client_disconnects.inc()
+            exchange.cancel()
+            gone.cancel()
+            await asyncio.gather(exchange, gone, return_exceptions=True)
+        if not exchange.cancelled() and (surprise := exchange.exception()):
+            logger.error("upstream %s: its answer cannot be passed on: %s", self._base, surprise)
+        return passed
+
+    async def _exchange(self, scope: Scope, send: Send, upload: _Upload, marks: Headers, passed: Passed) -> None:
+        try:
+            await self._pass(scope, send, upload, marks, passed)
+        except TimeoutError as failure:
+            await self._fail(send, passed, marks, 504, "timeout", failure)
+        except (aiohttp.ClientError, OSError, ValueError) as failure:
+            await self._fail(send, passed, marks, 502, "unreachable", failure)
+
+    async def _pass(self, scope: Scope, send: Send, upload: _Upload, marks: Headers, passed: Passed) -> None:
+        assert self._session is not None, "start() was not called"  # noqa: S101
+        started = perf_counter()
+        async with self._session.request(
+            scope["method"],
+            self._url(scope),
+            headers=_headers_on(scope["headers"]),
+            data=upload.data(),
+            allow_redirects=False,
+        ) as response:
+            self._metrics.upstream_seconds.observe(perf_counter() - started)
+            if not 200 <= response.status <= 599:
+                raise ValueError(f"the upstream's status {response.status} is not one of HTTP")
+            passed.status = response.status
+            headers = marks + _headers_back(response.raw_headers)
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            async for chunk in response.content.iter_any():
+                passed.tail = chunk[-TAIL_BYTES:] if len(chunk) >= TAIL_BYTES else (passed.tail + chunk)[-TAIL_BYTES:]
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            passed.complete = True
+
+    async def _fail(
+        self, send: Send, passed: Passed, marks: Headers, status: int, kind: str, failure: Exception
+    ) -> None:
+        self._metrics.upstream_errors.labels(kind if not passed.status else f"{kind}_midway").inc()
+        logger.warning("upstream %s: %s: %s", self._base, kind, failure or type(failure).__name__)
+        if passed.status:
+            return  # The answer has begun: ending it unfinished tells the client what it would tell without us.
+        passed.status = status
+        message = "The upstream did not answer in time." if status == 504 else "The upstream cannot be reached."
+        await send_json(send, status, error(message, kind="upstream_error", code=f"upstream_{kind}"), marks)
+
+    def _url(self, scope: Scope) -> URL:
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        url = self._base + raw_path.decode("ascii").removeprefix(PREFIX)
+        if query := scope["query_string"]:
+            url += "?" + query.decode("latin-1")
+        return URL(url, encoded=True)
+
+
+class _Upload:
+    """The request's body on its way up, and the watch for a client that leaves."""
+
+    def __init__(self, receive: Receive, body: bytes, more: bool) -> None:
+        self._receive = receive
+        self._body = body
+        self._more = more
+        self._left = False
+        self._all_read = asyncio.Event()
+        if not more:
+            self._all_read.set()
+
+    def data(self) -> bytes | AsyncIterator[bytes] | None:
+        """What aiohttp sends: the bytes, or the stream, or nothing for a request that has no body."""
+        return self._stream() if self._more else self._body or None
+
+    async def until_client_leaves(self) -> None:
+        """Return when the client has closed the connection."""
+        await self._all_read.wait()
+        while not self._left and (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        yield self._body
+        while self._more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._left = True
+                self._all_read.set()
+                raise ConnectionError("the client left before its request was complete")
+            if message["body"]:
+                yield message["body"]
+            self._more = message.get("more_body", False)
+        self._all_read.set()
+
+
+def has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request announces a body (RFC 9112, 6.3)."""
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """Send a whole JSON response."""
+    length = (b"content-length", b"%d" % len(body))
+    start = [*headers, (b"content-type", b"application/json"), length]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})
+
+
+def is_inside(path: str) -> bool:
+    """Whether the path stays under the upstream's address whatever a server makes of dots."""
+    return not {".", ".."} & set(path.replace("\\", "/").split("/"))
+
+
+def _headers_on(headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
+    headers = list(headers)
+    dropped = NOT_SENT_ON | _named_by_connection(headers)
+    return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in headers if name not in dropped)
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()  # aiohttp writes UTF-8: bytes that are UTF-8 arrive as they came
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _headers_back(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    lowered = [(name.lower(), value) for name, value in headers]
+    dropped = HOP_BY_HOP | _named_by_connection(lowered)
+    return [(name, value) for name, value in lowered if name not in dropped and not name.startswith(b"x-prebake")]
+
+
+def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    return {token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")}
