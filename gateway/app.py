@@ -23,9 +23,10 @@ from gateway.reload import Serving, cache_folder
 from gateway.request_log import RequestLog
 from gateway.responses import error
 from gateway.upstream import PREFIX, Receive, Scope, Send, Upstream, has_body, is_inside, send_json
+from prebake.errors import StorageError
 from prebake.settings import Settings
 from storage.objects import Objects, open_objects
-from storage.store import user_salt
+from storage.salt import user_salt
 
 CHAT_PATH = f"{PREFIX}/chat/completions"
 
@@ -125,11 +126,16 @@ async def _not_found(_request: Request, _error: Exception) -> Response:
     return Response(body, 404, media_type="application/json")
 
 
-def _open_log(settings: Settings, objects: Objects, metrics: Metrics) -> RequestLog:
+def _open_log(settings: Settings, objects: Objects, metrics: Metrics) -> RequestLog | None:
     options = settings.gateway
+    try:
+        salt = user_salt(settings.privacy, objects)
+    except StorageError as error:
+        logger.error("%s; requests are served, but not logged", error)
+        return None
     return RequestLog(
         objects,
-        user_salt(settings, objects),
+        salt,
         flush_s=options.log_flush_s,
         max_rows=options.log_queue,
         max_bytes=int(options.log_queue_mb * 1e6),

@@ -143,14 +143,12 @@ class Chat:
             return Outcome("miss", Reason.NOT_BAKED, key.route.name)
         return Outcome("hit", None, key.route.name, answer)
 
-    async def _send_hit(self, send: Send, answer: Answer, body: dict[str, Any], now: float) -> None:
+    async def _send_hit(self, send: Send, answer: Answer, body: Any, now: float) -> None:
         response_id, model = next(self._ids), body["model"]
         if body.get("stream"):
-            options = body.get("stream_options") or {}
+            usage = (body.get("stream_options") or {}).get("include_usage", False)
             content_type = b"text/event-stream; charset=utf-8"
-            data = stream(
-                answer, response_id=response_id, model=model, include_usage=bool(options.get("include_usage"))
-            )
+            data = stream(answer, response_id=response_id, model=model, include_usage=usage)
         else:
             content_type = b"application/json"
             data = completion(answer, response_id=response_id, model=model)

@@ -152,7 +152,5 @@ class Serving:
 
 def cache_folder(cache_dir: str, store_uri: str) -> Path:
     """Where snapshots of this store are kept when fetched: a folder of its own for each store."""
-    above = (
-        Path(cache_dir) if cache_dir else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "prebake")
-    )
-    return above / sha256(store_uri.encode()).hexdigest()[:16]
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(cache_dir) if cache_dir else Path(caches, "prebake")) / sha256(store_uri.encode()).hexdigest()[:16]

@@ -113,7 +113,7 @@ class RequestLog:
         """Write all that is queued now, in segments; False if that failed: the rows wait for the next time."""
         while self._fill_segment():
             try:
-                self._objects.write(self._key(self._segment[0]), _parquet(self._segment, self._salt))
+                self._objects.write(self._key(self._segment[0]), self._parquet())
             except Exception as error:  # noqa: BLE001 - full disk, S3, whatever: requests must go on
                 if not self._failing:
                     logger.error("request log: cannot be written, rows wait in memory: %s", error)
@@ -135,22 +135,26 @@ class RequestLog:
         at = datetime.fromtimestamp(first.ts, UTC)
         return f"{FOLDER}/day={at:%Y-%m-%d}/{at:%Y%m%dT%H%M%S}-{next(self._names)}.parquet"
 
+    def _parquet(self) -> bytes:
+        records = []
+        for number, row in enumerate(self._segment):
+            if number % 100 == 0:
+                time.sleep(0)  # let the event loop have the interpreter: a request must not wait for its log
+            try:
+                records.append(_record(row, self._salt))
+            except (ValueError, TypeError, RecursionError):  # JSON that can be read but not written: nested too deep
+                self._metrics.log_dropped.inc()
+        schema = GATEWAY_LOG.schema
+        columns = [[record[index] for record in records] for index in range(len(schema))]
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+        data: bytes = sink.getvalue().to_pybytes()
+        return data
+
 
 def _size(row: LogRow) -> int:
     return len(row.body) + len(row.tail)
-
-
-def _parquet(rows: list[LogRow], salt: bytes) -> bytes:
-    records = []
-    for number, row in enumerate(rows):
-        if number % 100 == 0:
-            time.sleep(0)  # let the event loop have the interpreter: a request must not wait for its log
-        records.append(_record(row, salt))
-    columns = [pa.array(values, field.type) for values, field in zip(zip(*records), GATEWAY_LOG.schema)]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(columns, schema=GATEWAY_LOG.schema), sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
 
 
 def _record(row: LogRow, salt: bytes) -> tuple[Any, ...]:

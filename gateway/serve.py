@@ -22,7 +22,7 @@ KEEP_ALIVE_S = 75
 
 
 class Deferred:
-    """The application, built in the process that runs it: sockets, threads and maps do not survive a fork or a spawn."""
+    """The application, built in the process that runs it: neither threads nor maps can be sent to a worker."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -81,7 +81,7 @@ def _run_workers(config: uvicorn.Config, workers: int, listener: socket.socket, 
     with tempfile.TemporaryDirectory(prefix="prebake-metrics-") as folder:
         os.environ[MULTIPROCESS_DIR] = folder
         announce()  # the socket listens: connections wait there until the first worker takes them
-        Multiprocess(config, target=Server(config).run, sockets=[listener]).run()
+        Multiprocess(config, sockets=[listener]).run()
 
 
 def _config(settings: Settings) -> uvicorn.Config:
