@@ -70,14 +70,27 @@ class Route(BaseModel):
     night: Night = Night()
 
 
+class Match:
+    """A route that takes the requests of one model and tenant, and the model's name in their keys."""
+
+    __slots__ = ("frame", "model", "route", "system_contains", "tenant")
+
+    def __init__(self, route: Route, model: str, tenant: str | None) -> None:
+        """``tenant`` is None where nobody said which."""
+        self.route = route
+        self.model = model
+        self.tenant = tenant
+        self.system_contains = route.system_contains
+        self.frame: Any = None  # what prebake/request.py works out once for all requests of this match
+
+
 class Routes:
     """The routes in their order, and the names that stand for one model."""
 
     def __init__(self, routes: Sequence[Route], aliases: Mapping[str, Sequence[str]]) -> None:
         self._routes = tuple(routes)
         self._aliases = {name: tuple(patterns) for name, patterns in aliases.items()}
-        self._alias_of: dict[str, str] = {}
-        self._candidates: dict[tuple[str, str | None], tuple[Route, ...]] = {}
+        self._remembered: dict[tuple[str, str | None], tuple[Match, ...]] = {}
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._routes)
@@ -89,44 +102,38 @@ class Routes:
                 return route
         raise KeyError(name)
 
-    def match(self, model: str, tenant: str | None, messages: Sequence[Any]) -> Route | None:
+    def match(self, model: str, tenant: str | None, messages: Sequence[Any]) -> Match | None:
         """The first route that takes the request."""
-        candidates = self._candidates.get((model, tenant))
-        if candidates is None:
-            candidates = self._remember(model, tenant)
-        for route in candidates:
-            if not route.system_contains or route.system_contains in _system_text(messages):
-                return route
+        for match in self._remembered.get((model, tenant)) or self._find(model, tenant):
+            if not match.system_contains or match.system_contains in _system_text(messages):
+                return match
         return None
 
     def alias(self, model: str) -> str:
         """The one name that stands for this model in every key; its own where the settings give none."""
-        alias = self._alias_of.get(model)
-        if alias is None:
-            matches = (
-                name
-                for name, patterns in self._aliases.items()
-                if any(fnmatchcase(model, pattern) for pattern in patterns)
-            )
-            alias = next(matches, model)
-            if len(self._alias_of) < _REMEMBERED:
-                self._alias_of[model] = alias
-        return alias
+        return next((name for name, patterns in self._aliases.items() if _fits(model, patterns)), model)
 
-    def _remember(self, model: str, tenant: str | None) -> tuple[Route, ...]:
-        candidates = tuple(
-            route
+    def _find(self, model: str, tenant: str | None) -> tuple[Match, ...]:
+        alias = self.alias(model)
+        matches = tuple(
+            Match(route, alias, tenant)
             for route in self._routes
-            if any(fnmatchcase(model, pattern) for pattern in route.models)
-            and any(fnmatchcase(tenant or "", pattern) for pattern in route.tenants)
+            if _fits(model, route.models) and _fits(tenant or "", route.tenants)
         )
-        # Clients choose model names: without a bound, invented names would fill the memory.
-        if len(self._candidates) < _REMEMBERED:
-            self._candidates[model, tenant] = candidates
-        return candidates
+        # Clients choose model names: invented ones must neither fill the memory nor push out the real ones for good.
+        if len(model) + len(tenant or "") <= _LONGEST_REMEMBERED:
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[model, tenant] = matches
+        return matches
 
 
-_REMEMBERED = 10_000
+_MOST_REMEMBERED = 10_000
+_LONGEST_REMEMBERED = 512
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _system_text(messages: Sequence[Any]) -> str:
