@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from hashlib import sha512
 
@@ -27,8 +28,7 @@ def user_salt(privacy: Privacy, objects: Objects) -> bytes:
             "set PREBAKE_PRIVACY__USER_SALT to a long random text, the same on every machine"
         )
     if objects.stat(SALT_KEY) is None:
-        try:
+        with contextlib.suppress(ConflictError):  # another process was first: its salt is the salt
             objects.create(SALT_KEY, secrets.token_bytes(64))
-        except ConflictError:
-            pass  # another process was first: its salt is the salt
+
     return objects.read(SALT_KEY)
