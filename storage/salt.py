@@ -30,5 +30,4 @@ def user_salt(privacy: Privacy, objects: Objects) -> bytes:
     if objects.stat(SALT_KEY) is None:
         with contextlib.suppress(ConflictError):  # another process was first: its salt is the salt
             objects.create(SALT_KEY, secrets.token_bytes(64))
-
     return objects.read(SALT_KEY)
