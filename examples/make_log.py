@@ -254,9 +254,11 @@ def _tokens(*texts: str) -> int:
 
 
 def _write(file: Path, rows: Iterable[Asked]) -> Path:
+    """Under another name first, so that a file of this name is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(zstandard.ZstdCompressor(level=9).compress(b"".join(row.line() for row in rows)))
-    return file
+    partial = file.with_suffix(".partial")
+    partial.write_bytes(zstandard.ZstdCompressor(level=9).compress(b"".join(row.line() for row in rows)))
+    return partial.replace(file)
 
 
 def main(
