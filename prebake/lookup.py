@@ -81,7 +81,7 @@ class AnswerStore:
         if value is None:
             return None
         answer = Answer.decode(fingerprint, value)
-        return answer if now < answer.expires_at else None
+        return answer if answer.is_good(now) else None
 
     def lookup(self, body: Any, routes: Routes, tenant: str | None, now: datetime) -> Lookup:
         """The answer to the parsed JSON body of a request, with its key or the reason why it was not looked up."""
