@@ -1,0 +1,131 @@
+"""A small real model server for the gateway's tests: OpenAI's protocol over real HTTP, and the ways in which it fails.
+
+What it does is chosen by the model's name; what reached it is shown at ``/seen``. Run: ``python openai_upstream.py PORT``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+seen: list[dict[str, Any]] = []
+counts = {"cancelled": 0}
+WORDS = ["one ", "two ", "three"]
+
+
+async def chat(request: Request) -> Response:
+    """Answer as the model's name says."""
+    raw = await request.body()
+    seen.append(
+        {
+            "path": request.url.path,
+            "query": request.url.query,
+            "headers": [[name.decode(), value.decode("latin-1")] for name, value in request.headers.raw],
+            "body": raw.decode("utf-8", "replace"),
+        }
+    )
+    del seen[:-50]
+    try:
+        body = orjson.loads(raw)
+        model = body["model"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return refuse(400, "invalid body", "invalid_request_error")
+    if not isinstance(model, str) or not isinstance(body.get("messages"), list):
+        return refuse(400, "invalid body", "invalid_request_error")
+    if model == "busy":
+        return refuse(429, "slow down", "rate_limit", {"retry-after": "7", "x-ratelimit-remaining-requests": "0"})
+    if model == "broken":
+        return Response(b"<h1>oops</h1>", 503, {"content-type": "text/html"})
+    if model == "silent":
+        await asyncio.sleep(30)
+    if body.get("stream"):
+        return StreamingResponse(stream(model), media_type="text/event-stream")
+    return JSONResponse(completion(model, "".join(WORDS)), headers={"x-request-id": "req_1"})
+
+
+async def stream(model: str) -> AsyncIterator[bytes]:
+    """Three words; ``dies`` closes the connection after two of them, ``endless`` never stops."""
+    try:
+        yield event(model, {"role": "assistant", "content": ""})
+        for number, word in enumerate(WORDS if model != "endless" else WORDS * 10_000):
+            if model == "dies" and number == 2:
+                raise ConnectionResetError("the server dies")
+            yield event(model, {"content": word})
+            await asyncio.sleep(0.02)
+        yield event(model, {}, "stop")
+        yield b"data: [DONE]\n\n"
+    except asyncio.CancelledError:
+        counts["cancelled"] += 1
+        raise
+
+
+def event(model: str, delta: dict[str, Any], finish: str | None = None) -> bytes:
+    """One chunk as a server-sent event."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    chunk = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [choice]}
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+def completion(model: str, content: str) -> dict[str, Any]:
+    """One whole answer."""
+    return {
+        "id": "chatcmpl-up",
+        "object": "chat.completion",
+        "created": 1,
+        "model": model,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content, "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14},
+    }
+
+
+def refuse(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> Response:
+    """An error in OpenAI's shape."""
+    return JSONResponse({"error": {"message": message, "type": code, "param": None, "code": code}}, status, headers)
+
+
+async def models(_request: Request) -> Response:
+    """The list of models."""
+    listed = {"id": "tiny", "object": "model", "created": 1, "owned_by": "us"}
+    return JSONResponse({"object": "list", "data": [listed]})
+
+
+async def embeddings(request: Request) -> Response:
+    """A fixed vector, and how many bytes were asked."""
+    size = len(await request.body())
+    vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}
+    usage = {"prompt_tokens": size, "total_tokens": size}
+    return JSONResponse({"object": "list", "data": [vector], "model": "tiny", "usage": usage})
+
+
+async def show_seen(_request: Request) -> Response:
+    """What reached the server."""
+    return JSONResponse({"requests": seen, **counts})
+
+
+app = Starlette(
+    routes=[
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/seen", show_seen),
+    ]
+)
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="critical", server_header=True)
