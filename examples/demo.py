@@ -62,9 +62,7 @@ class Demo:
 
 
 def main(
-    log: Annotated[
-        list[str] | None, typer.Option(help="Your log instead of the example's; may be given again.")
-    ] = None,
+    log: Annotated[list[str] | None, typer.Option(help="Your log instead of the example's; may repeat.")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or Hugging Face name, for the night and online.")] = None,
     store: Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix of the store.")] = None,
     settings: Annotated[Path | None, typer.Option(help="Your prebake.toml instead of the example's.")] = None,

@@ -1,6 +1,6 @@
 """Replays requests through a gateway with OpenAI's own client and counts what came of each.
 
-In: request bodies with their tenants, in the order they were asked. Out: hits, misses, bypasses, tokens and dollars saved.
+In: request bodies with their tenants, in the order they were asked. Out: hits, misses, tokens and dollars saved.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_held_back(file: Path) -> Iterator[Asked]:
 
 
 def replay(base_url: str, asked: Iterable[Asked], settings: Settings, advance: Callable[[int], None]) -> Tally:
-    """Ask everything, some at once; ``base_url`` is the gateway's with /v1. A request that fails is counted, not raised."""
+    """Ask everything, some at once; ``base_url`` is the gateway's with /v1. Failed requests are counted, not raised."""
     return asyncio.run(_replay(base_url, asked, settings, advance))
 
 
