@@ -1,0 +1,174 @@
+"""One Delta table with a schema from ``prebake/tables.py``: on disk or in S3, read by DuckDB, Polars, Spark and Athena.
+
+In: Arrow tables or readers. Out: atomic versions of the table. Readers see a commit whole or not at all, several
+processes may write at once, and every version can be gone back to until :meth:`DeltaTable.compact` lets it go.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import date
+from typing import Final
+
+import deltalake
+import pyarrow as pa
+import pyarrow.dataset
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from prebake.errors import ConflictError, StorageError
+from prebake.tables import Table
+from storage.objects import Objects
+
+_TRIES: Final = 20
+_KEEP_HOURS: Final = 7 * 24
+
+
+class DeltaTable:
+    """A table that the first append creates. Every method raises StorageError when disk or service refuse."""
+
+    def __init__(self, table: Table, objects: Objects) -> None:
+        self.table = table
+        self.uri = objects.table_uri(table.name)
+        self._objects = objects
+
+    def append(self, data: pa.Table | pa.RecordBatchReader, *, once: str | None = None) -> bool:
+        """Add the rows in one commit; returns whether they were added.
+
+        An append of the same ``once`` is done at most once, whoever else tries at the same time: False means it was
+        there already. A reader is consumed batch by batch. The idea is Delta's application transaction (Delta
+        transaction log protocol, "Transaction Identifiers").
+        """
+        with self._sentences("append"):
+            for attempt in range(_TRIES):
+                handle = self._open() or self._create()
+                if once is not None and handle.transaction_version(once) is not None:
+                    return False
+                try:
+                    deltalake.write_deltalake(
+                        handle, self._conform(data), mode="append", commit_properties=_commit(once)
+                    )
+                except CommitFailedError:
+                    if isinstance(data, pa.RecordBatchReader):  # consumed: only the other one's commit can save it
+                        return self._settled(once)
+                    time.sleep(random.uniform(0, 0.02 * 2 ** min(attempt, 6)))
+                else:
+                    return True
+        raise ConflictError(f"{self.uri}: {_TRIES} appends lost against other writers; run it again")
+
+    def replace_days(self, data: pa.Table | pa.RecordBatchReader, days: Collection[date]) -> None:
+        """Put these rows in place of all rows of these days, in one commit; no rows: the days become empty.
+
+        Raises ConflictError, with nothing changed, if another process wrote the same days meanwhile.
+        """
+        if not days:
+            return
+        quoted = ", ".join(f"'{day.isoformat()}'" for day in sorted(days))
+        with self._sentences("replace"):
+            handle = self._open() or self._create()
+            try:
+                deltalake.write_deltalake(
+                    handle,
+                    self._conform(data),
+                    mode="overwrite",
+                    predicate=f"day in ({quoted})",
+                    commit_properties=_commit(None),
+                )
+            except CommitFailedError:
+                raise ConflictError(f"{self.uri}: another process wrote the same days; run it again") from None
+
+    def scan(self) -> pa.dataset.Dataset:
+        """The newest version as a dataset: DuckDB and pyarrow read only the days and columns they need."""
+        with self._sentences("read"):
+            handle = self._open()
+            if handle is None:
+                return pa.dataset.dataset(self.table.schema.empty_table())
+            return handle.to_pyarrow_dataset(schema=self.table.schema)
+
+    def files(self) -> list[str]:
+        """Absolute addresses of the Parquet files of the newest version."""
+        with self._sentences("read"):
+            handle = self._open()
+            return sorted(handle.file_uris()) if handle else []
+
+    def days(self) -> list[date]:
+        """The days that have rows, in order."""
+        with self._sentences("read"):
+            handle = self._open()
+            partitions = handle.partitions() if handle else []
+        return sorted({date.fromisoformat(str(partition["day"])) for partition in partitions})
+
+    def version(self) -> int | None:
+        """The newest version's number; None before the first append."""
+        with self._sentences("read"):
+            handle = self._open()
+            return handle.version() if handle else None
+
+    def restore(self, version: int) -> None:
+        """Make the rows what they were at that version, as a new version; what was appended once stays appended."""
+        with self._sentences(f"restore version {version} of"):
+            handle = self._open()
+            if handle is None:
+                raise StorageError(f"{self.uri}: no table there yet, nothing to restore")
+            handle.restore(version)
+
+    def compact(self) -> None:
+        """Merge small files and delete those that no version of the last seven days needs."""
+        with self._sentences("compact"):
+            handle = self._open()
+            if handle is None:
+                return
+            handle.optimize.compact()
+            handle.vacuum(retention_hours=_KEEP_HOURS, dry_run=False)
+
+    def _open(self) -> deltalake.DeltaTable | None:
+        try:
+            return deltalake.DeltaTable(self.uri, storage_options=self._objects.table_options())
+        except TableNotFoundError:
+            return None
+
+    def _create(self) -> deltalake.DeltaTable:
+        try:
+            return deltalake.DeltaTable.create(
+                self.uri,
+                self.table.schema,
+                mode="ignore",
+                partition_by=list(self.table.partition_by),
+                name=self.table.name,
+                description=self.table.meaning,
+                storage_options=self._objects.table_options(),
+            )
+        except DeltaError:
+            handle = self._open()  # else another process created it first
+            if handle is None:
+                raise
+            return handle
+
+    def _conform(self, data: pa.Table | pa.RecordBatchReader) -> pa.Table | pa.RecordBatchReader:
+        names = self.table.schema.names
+        if isinstance(data, pa.Table):
+            return data.select(names).cast(self.table.schema)
+        batches = (batch.select(names).cast(self.table.schema) for batch in data)
+        return pa.RecordBatchReader.from_batches(self.table.schema, batches)
+
+    def _settled(self, once: str | None) -> bool:
+        handle = self._open()
+        if once is not None and handle is not None and handle.transaction_version(once) is not None:
+            return False
+        raise ConflictError(f"{self.uri}: another writer was first; run it again")
+
+    @contextmanager
+    def _sentences(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (DeltaError, OSError) as error:
+            # Only the first line: the ones after it show rows, and rows are people's prompts.
+            reason = str(error).strip().split("\n", 1)[0]
+            raise StorageError(f"{self.uri}: cannot {what} the table: {reason}") from error
+
+
+def _commit(once: str | None) -> deltalake.CommitProperties:
+    transactions = [deltalake.Transaction(once, 1)] if once is not None else None
+    return deltalake.CommitProperties(max_commit_retries=100, app_transactions=transactions)

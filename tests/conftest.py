@@ -1,0 +1,142 @@
+"""What tests share: a store on a temporary folder, a real PostgreSQL server, a real S3 server (moto over HTTP)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from prebake.settings import Settings
+from prebake.settings import Store as StoreSettings
+from storage.store import Store, open_store
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """All defaults, with the store in a temporary folder."""
+    return Settings(store=StoreSettings(root=str(tmp_path / "store")))
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    """An empty store on local disk with its SQLite ledger."""
+    with open_store(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of the superuser's database on a PostgreSQL server of this session's own, on a free port."""
+    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
+    folder = Path(mkdtemp(prefix="prebake-pg-", dir="/tmp"))
+    user: dict[str, str] = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        shutil.chown(folder, "postgres")
+        user = {"user": "postgres"}
+
+    def run(*command: str) -> None:
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60, **user)
+
+    port = free_port()
+    data = str(folder / "data")
+    run("initdb", "--pgdata", data, "--username", "prebake", "--auth", "trust", "--no-sync")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    run("pg_ctl", "--pgdata", data, "--wait", "--log", str(folder / "log"), "--options", options, "start")
+    try:
+        yield f"postgresql+psycopg://prebake@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "--pgdata", data, "--mode", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL of an empty PostgreSQL database of the test's own."""
+    name = f"test_{uuid4().hex[:12]}"
+    server = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()
+
+
+@dataclass(frozen=True)
+class S3:
+    """A bucket on an S3 server: settings for it, and a root that no other test uses."""
+
+    endpoint_url: str
+    root: str
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of a moto server with the bucket ``prebake``; credentials come by the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            environment.setenv(name, value)
+        address = f"http://{host}:{port}"
+        boto3.client("s3", endpoint_url=address).create_bucket(Bucket="prebake")
+        yield address
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str) -> S3:
+    """An empty prefix of a bucket on a real S3 server."""
+    return S3(s3_server, f"s3://prebake/{uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def s3_settings(s3: S3, tmp_path: Path) -> Settings:
+    """All defaults, with the store in S3 and the ledger in a temporary folder."""
+    return Settings(
+        store=StoreSettings(
+            root=s3.root, s3_endpoint_url=s3.endpoint_url, ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}"
+        ),
+        privacy={"user_salt": "a salt for tests"},
+    )
+
+
+@pytest.fixture(params=["disk", "s3"])
+def any_settings(request: pytest.FixtureRequest) -> Settings:
+    """The store on disk and in S3, one after the other."""
+    return request.getfixturevalue("settings" if request.param == "disk" else "s3_settings")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty ledger database of each kind."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres_url")
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
