@@ -96,11 +96,7 @@ class Popularity:
 
     def draw(self, day: int, random: Random) -> str:
         """One question as somebody wrote it."""
-        return self.draw_of(self._intents[_draw(self._by_day[day], random)], random)
-
-    def draw_of(self, intent: str, random: Random) -> str:
-        """One question of that intent."""
-        texts, cumulative = self._wordings[intent]
+        texts, cumulative = self._wordings[self._intents[_draw(self._by_day[day], random)]]
         return texts[_draw(cumulative, random)]
 
 
