@@ -157,7 +157,7 @@ class Chat:
             (b"content-type", content_type),
             (b"content-length", b"%d" % len(data)),
             (b"x-prebake", b"hit"),
-            (b"age", b"%d" % max(0, now - answer.baked_at.timestamp())),
+            (b"age", b"%d" % max(0, int(now) - answer.baked_us // 1_000_000)),
             (b"x-prebake-run", answer.run_id.encode()),
             (b"x-prebake-snapshot", self._serving.version),
         ]
@@ -180,16 +180,18 @@ def marks(cache: str, reason: str | None) -> Headers:
 
 async def _read(receive: Receive, limit: int) -> tuple[bytes, bool] | None:
     """The body, and whether there is more of it than ``limit`` bytes; None if the client left."""
+    message = await receive()
+    if not message.get("more_body") and message["type"] == "http.request":
+        return message["body"], False
     parts: list[bytes] = []
-    size, more = 0, True
-    while more and size <= limit:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
+    size = 0
+    while message["type"] == "http.request":
         parts.append(message["body"])
         size += len(message["body"])
-        more = message["more_body"]
-    return b"".join(parts), more
+        if not message["more_body"] or size > limit:
+            return b"".join(parts), message["more_body"]
+        message = await receive()
+    return None
 
 
 def _parse(raw: bytes) -> Any:

@@ -7,6 +7,7 @@ completion object" and "The chat completion chunk object").
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -21,8 +22,8 @@ def completion(answer: Answer, *, response_id: bytes, model: str) -> bytes:
         b'"logprobs":null,"finish_reason":"%b"}],"usage":%b}'
         % (
             response_id,
-            answer.baked_at.timestamp(),
-            orjson.dumps(model),
+            answer.baked_us // 1_000_000,
+            _quoted(model),
             answer.message_json,
             answer.finish_reason.encode(),
             _usage(answer),
@@ -34,8 +35,8 @@ def stream(answer: Answer, *, response_id: bytes, model: str, include_usage: boo
     """The same hit as server-sent events: the role, what the message holds, the finish, the usage if asked, [DONE]."""
     head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,' % (
         response_id,
-        answer.baked_at.timestamp(),
-        orjson.dumps(model),
+        answer.baked_us // 1_000_000,
+        _quoted(model),
     )
     tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
     events = [
@@ -56,6 +57,11 @@ def stream(answer: Answer, *, response_id: bytes, model: str, include_usage: boo
 def error(message: str, *, kind: str, code: str) -> bytes:
     """An error of the gateway's own in OpenAI's shape, so that clients raise their usual exceptions."""
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+@lru_cache(maxsize=256)
+def _quoted(name: str) -> bytes:
+    return orjson.dumps(name)
 
 
 def _usage(answer: Answer) -> bytes:
