@@ -6,24 +6,38 @@ processes may write at once, and every version can be gone back to until :meth:`
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Collection, Iterator
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Final
 
 import deltalake
 import pyarrow as pa
 import pyarrow.dataset
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction
 
 from prebake.errors import ConflictError, StorageError
 from prebake.tables import Table
-from storage.objects import Objects
+from storage.objects import TABLES, Objects
 
 _TRIES: Final = 20
 _KEEP_HOURS: Final = 7 * 24
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A finished Parquet file on local disk with rows of one day, in the table's schema without ``day``."""
+
+    day: date
+    path: Path
+    rows: int
 
 
 class DeltaTable:
@@ -57,6 +71,29 @@ class DeltaTable:
                 else:
                     return True
         raise ConflictError(f"{self.uri}: {_TRIES} appends lost against other writers; run it again")
+
+    def append_files(self, files: Sequence[DataFile], *, once: str) -> bool:
+        """Add files that are written already, as :meth:`append` adds rows; returns whether they were added."""
+        with self._sentences("append"):
+            if self.has(once):
+                return False
+            keys = {f"{TABLES}/{self.table.name}/day={file.day}/{uuid.uuid4().hex}.parquet": file for file in files}
+            try:
+                for key, file in keys.items():
+                    self._objects.upload(key, file.path)
+                added = self._add_files(keys, once)
+            except BaseException:
+                self._discard(keys)
+                raise
+            if not added:
+                self._discard(keys)
+            return added
+
+    def has(self, once: str) -> bool:
+        """Whether something was appended by that name."""
+        with self._sentences("read"):
+            handle = self._open()
+            return handle is not None and handle.transaction_version(once) is not None
 
     def replace_days(self, data: pa.Table | pa.RecordBatchReader, days: Collection[date]) -> None:
         """Put these rows in place of all rows of these days, in one commit; no rows: the days become empty.
@@ -128,6 +165,45 @@ class DeltaTable:
             return deltalake.DeltaTable(self.uri, storage_options=self._objects.table_options())
         except TableNotFoundError:
             return None
+
+    def _add_files(self, files: Mapping[str, DataFile], once: str) -> bool:
+        root = f"{TABLES}/{self.table.name}/"
+        now_ms = int(time.time() * 1000)
+        actions = [
+            AddAction(
+                key.removeprefix(root),
+                file.path.stat().st_size,
+                {"day": file.day.isoformat()},
+                now_ms,
+                True,
+                f'{{"numRecords":{file.rows}}}',
+            )
+            for key, file in files.items()
+        ]
+        for attempt in range(_TRIES):
+            handle = self._open() or self._create()
+            if handle.transaction_version(once) is not None:
+                return False
+            try:
+                handle.create_write_transaction(
+                    actions,
+                    "append",
+                    self.table.schema,
+                    partition_by=list(self.table.partition_by),
+                    commit_properties=_commit(once),
+                )
+            except CommitFailedError:
+                time.sleep(random.uniform(0, 0.02 * 2 ** min(attempt, 6)))
+            else:
+                return True
+        raise ConflictError(f"{self.uri}: {_TRIES} appends lost against other writers; run it again")
+
+    def _discard(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            with contextlib.suppress(
+                StorageError
+            ):  # what cannot be deleted is no part of the table: compact() takes it
+                self._objects.delete(key)
 
     def _create(self) -> deltalake.DeltaTable:
         try:
