@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Running:
     process: subprocess.Popen[bytes]
     log: Path
 
-    @property
+    @cached_property
     def client(self) -> openai.OpenAI:
         """The real client, without retries, so that each error is seen."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="sk-test", max_retries=0, timeout=20)
