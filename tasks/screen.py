@@ -51,9 +51,12 @@ LIVE: Final[tuple[tuple[str, str], ...]] = (
     ("latest", r"(?:is|are|your|what'?s) (?:the |your )?current (?!accounts?|cards?|one)|currently (?:open|playing)"),
     ("market", r"(?:stock|share|bitcoin|gold|oil|gas) prices?|exchange rates? (?:right )?now"),
     ("weather", r"weather|forecast|will it (?:rain|snow)|is it (?:raining|snowing|cold|hot|sunny) (?:out|in)"),
-    ("traffic", r"traffic (?:like|on|in|to|from)|flight status|(?:is|will) (?:my |the )?flight .*(?:on time|delay|land)"),
-    ("here", r"near me|nearby|near here|around here|close to me|closest|nearest|in my (?:area|city|town|neighbou?rhood)"),
-    ("here", r"where am i(?! able| allowed| supposed)|my (?:current |present )?(?:location|whereabouts|gps coordinates)"),
+    ("traffic", r"traffic (?:like|on|in|to|from)|flight status"),
+    ("traffic", r"(?:is|will) (?:my |the )?flight .*(?:on time|delay|land)"),
+    ("here", r"near me|nearby|near here|around here|close to me|closest|nearest"
+     r"|in my (?:area|city|town|neighbou?rhood)"),
+    ("here", r"where am i(?! able| allowed| supposed)"
+     r"|my (?:current |present )?(?:location|whereabouts|gps coordinates)"),
     ("me", r"(?:what|how much|how many|check|show|tell|give|see|read|list|view|look up|find) .*\bmy (?:\w+ )?(?:balance"
      r"|transactions|spending|purchases|bills?|minimum payment|credit score|credit limit|rewards? points|points|miles"
      r"|payday|paycheck|salary|income|pto|vacation days|days off|calendar|agenda|meetings?|appointments?|schedule"
@@ -64,8 +67,8 @@ LIVE: Final[tuple[tuple[str, str], ...]] = (
     ("me", r"(?:balances?) (?:of|in|on|at|for) (?:my|the|all)"),
     ("me", r"(?:where(?:'?s| is| are)|track) my (?!pin\b|passcode|settings|iban\b|cvv\b|\w+ accepted)"),
     ("me", r"how (?:much|many) .*\b(?:do|did|have|am) i (?:have|owe|spen[dt]|earn|made?|left|got|used|taken?)\b"),
-    ("me", r"what(?:'?s| is| are) (?:on )?my (?:\w+ ){0,2}(?:name|age|address|status|credit|apr|rate|limit|score|due|pay"
-     r"|number|calendar|list|agenda|bill|balance|income)\b"),
+    ("me", r"what(?:'?s| is| are) (?:on )?my (?:\w+ ){0,2}(?:name|age|address|status|credit|apr|rate|limit|score|due"
+     r"|pay|number|calendar|list|agenda|bill|balance|income)\b"),
     ("me", r"status of my\b|do i have (?:any|anything)\b"),
     ("me", r"am i (?:overdrawn|approved|scheduled|due|registered)\b|who am i\b|do you know me\b"),
 )  # fmt: skip
