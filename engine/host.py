@@ -1,0 +1,97 @@
+"""The engine's own process: ``python -m engine.host FD`` takes prompts from a socket and sends completions back.
+
+It leads a process group of its own, so that it and all that vLLM starts can be ended together. When the other end of
+the socket is gone, or vLLM's core dies under it, it ends the whole group at once.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any, Final, NoReturn
+
+from prebake.errors import EngineError, PrebakeError
+from prebake.settings import Engine as EngineSettings
+
+BEAT_S: Final = 1.0
+
+
+def main() -> None:
+    """Serve the engine on the socket whose file descriptor is the first argument."""
+    socket = Connection(int(sys.argv[1]))
+    settings: EngineSettings = socket.recv()
+    orders: queue.Queue[tuple[str, Any]] = queue.Queue()
+    threading.Thread(target=_receive, args=(socket, orders), daemon=True).start()
+    try:
+        engine = _open(settings)
+    except PrebakeError as error:
+        socket.send(("failed", error))
+        return
+    threading.Thread(target=_watch, args=(engine,), daemon=True).start()
+    socket.send(("ready", (engine.model, engine.capacity)))
+    _serve(engine, socket, orders)
+    engine.close()
+    socket.send(("closed", None))
+
+
+def _open(settings: EngineSettings) -> Any:
+    from engine import vllm_engine  # slow, and the environment must be set first
+
+    try:
+        return vllm_engine.VllmEngine(settings)
+    except PrebakeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - vLLM raises anything while it loads; the log has the traceback
+        traceback.print_exc()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EngineError(f"engine.model {settings.model!r}: vLLM cannot load it: {reason[:500]}") from None
+
+
+def _receive(socket: Connection, orders: queue.Queue[tuple[str, Any]]) -> None:
+    try:
+        while True:
+            orders.put(socket.recv())
+    except (EOFError, OSError):
+        _end_group()
+
+
+def _watch(engine: Any) -> None:
+    while engine.alive:
+        time.sleep(0.2)
+    _end_group()
+
+
+def _end_group() -> NoReturn:
+    # Only if the group is our own: under a debugger it may be the shell's.
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def _serve(engine: Any, socket: Connection, orders: queue.Queue[tuple[str, Any]]) -> None:
+    beaten = time.monotonic()
+    while True:
+        while not orders.empty() or not engine.in_flight:
+            order, value = orders.get()
+            if order == "close":
+                return
+            if order == "salvage":
+                socket.send(("salvaged", engine.salvage()))
+            else:
+                engine.add(value)
+        done = engine.step()
+        if done:
+            socket.send(("done", done))
+        if time.monotonic() - beaten > BEAT_S:
+            socket.send(("beat", None))
+            beaten = time.monotonic()
+
+
+if __name__ == "__main__":
+    main()

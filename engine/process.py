@@ -1,0 +1,131 @@
+"""One engine process and all it starts, seen from outside: started, spoken to, watched, and ended without orphans."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+from prebake.settings import Engine as EngineSettings
+
+_CLOSE_S: Final = 15.0
+# Ends the group when its own standard input closes, which is when the process that holds the other end dies.
+_REAPER: Final = 'cat >/dev/null; kill -KILL -- "-$1" 2>/dev/null'
+
+
+class EngineDied(Exception):
+    """The engine's process is gone, or it hangs; the message has the end of its log."""
+
+
+class EngineProcess:
+    """A running ``engine.host``. Messages are (kind, value) as engine/host.py sends them."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._log = tempfile.NamedTemporaryFile(prefix="prebake-engine-", suffix=".log", delete=False)  # noqa: SIM115
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "engine.host", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=os.environ | _environment(settings),
+            )
+        self._reaper = subprocess.Popen(
+            ["/bin/sh", "-c", _REAPER, "reaper", str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._connection = Connection(ours.detach())
+        self._inbox: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self.heard_s = time.monotonic()
+        self._send_or_die(settings)
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process and of its group."""
+        return self._process.pid
+
+    def send(self, order: str, value: Any = None) -> None:
+        """Give an order. Raises EngineDied if nobody is there."""
+        self._send_or_die((order, value))
+
+    def receive(self, timeout_s: float) -> tuple[str, Any] | None:
+        """The next message, None after the timeout. Raises EngineDied if the process is gone and all was read."""
+        try:
+            kind, value = self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if kind == "gone":
+            self._inbox.put((kind, value))
+            raise EngineDied(self._last_words())
+        return kind, value
+
+    def end(self) -> None:
+        """End the whole group, politely if it still listens; no process of it is left afterwards."""
+        with suppress(EngineDied):
+            self.send("close")
+            deadline = time.monotonic() + _CLOSE_S
+            while time.monotonic() < deadline and (message := self.receive(_CLOSE_S)) and message[0] != "closed":
+                pass
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_CLOSE_S)
+        self.kill()
+        Path(self._log.name).unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """End the whole group at once."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._reaper.stdin is not None and not self._reaper.stdin.closed:
+            self._reaper.stdin.close()
+        self._reaper.wait()
+        self._log.close()
+
+    def _send_or_die(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            raise EngineDied(self._last_words()) from None
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                message = self._connection.recv()
+                self.heard_s = time.monotonic()
+                self._inbox.put(message)
+        except (EOFError, OSError):
+            self._inbox.put(("gone", None))
+
+    def _last_words(self) -> str:
+        lines = Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line for line in lines if "Error" in line] or lines
+        return f"{said[-1].strip()[-300:] if said else 'it said nothing'} (log: {self._log.name})"
+
+
+def _environment(settings: EngineSettings) -> dict[str, str]:
+    """What vLLM reads from the environment, where nobody set it."""
+    wanted = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "TOKENIZERS_PARALLELISM": "false",
+        **({"HF_HUB_OFFLINE": "1"} if Path(settings.model).is_dir() else {}),
+    }
+    return {name: value for name, value in wanted.items() if name not in os.environ}

@@ -1,0 +1,147 @@
+"""vLLM in this process, driven step by step. Every private seam of vLLM is in this file and ``vllm_request.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+from vllm import LLM, EngineArgs, SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from engine.interface import Completion, Partial, Prompt, Status
+from engine.vllm_request import RequestReader
+from prebake.errors import SettingsError
+from prebake.settings import Engine as EngineSettings
+
+_FINISHED: Final = {"stop": Status.ANSWERED, "length": Status.TRUNCATED}
+
+
+@dataclass
+class _Flight:
+    """One prompt inside the engine."""
+
+    prompt: Prompt
+    resumed: Partial | None
+    added_s: float
+
+
+class VllmEngine:
+    """The Engine interface on one vLLM ``LLM``, made from settings or handed in."""
+
+    def __init__(self, settings: EngineSettings, llm: LLM | None = None) -> None:
+        self._llm = llm or LLM(**_arguments(settings))
+        self._core = self._llm.llm_engine
+        self._reader = RequestReader(self._llm)
+        self._flights: dict[str, _Flight] = {}
+        self._refused: list[Completion] = []
+        self.model = _name(settings)
+        self.capacity = settings.max_in_flight or 2 * self._core.vllm_config.scheduler_config.max_num_seqs
+
+    @property
+    def in_flight(self) -> int:
+        """Prompts that were added and have not come back."""
+        return len(self._flights) + len(self._refused)
+
+    @property
+    def alive(self) -> bool:
+        """Whether vLLM's own processes live; a blocked step() does not find out (seen with vLLM 0.32 and 0.33)."""
+        resources = getattr(self._core.engine_core, "resources", None)
+        return not getattr(resources, "engine_dead", False)
+
+    def add(self, prompt: Prompt) -> None:
+        """Take a prompt; one that vLLM does not accept comes back from step() as refused."""
+        try:
+            asked, engine_input = self._reader.read(prompt)
+            sampling, resumed = asked.sampling, None
+            if asked.resumable and self._fits(prompt.partial, sampling):
+                resumed = prompt.partial
+                engine_input = self._reader.with_partial(engine_input, resumed.token_ids)
+                sampling = sampling.clone()
+                sampling.max_tokens -= len(resumed.token_ids)
+            self._core.add_request(prompt.key.hex(), engine_input, sampling)
+        except EngineDeadError:
+            raise
+        except Exception as error:  # noqa: BLE001 - users' text through the model's own template may raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._refused.append(Completion(prompt.key, Status.REFUSED, error=reason))
+        else:
+            self._flights[prompt.key.hex()] = _Flight(prompt, resumed, time.monotonic())
+
+    def step(self) -> list[Completion]:
+        """What finished in the next step of the engine; blocks for that long."""
+        done, self._refused = self._refused, []
+        if not self._flights:
+            return done
+        return done + [self._completion(output) for output in self._core.step() if output.finished]
+
+    def salvage(self) -> list[Completion]:
+        """Stop all that is in flight and give it back; the engine can be used again."""
+        done, self._refused = self._refused, []
+        # abort_request() would drop the tokens; a sleep that aborts hands them back as finished outputs.
+        self._core.sleep(level=0, mode="abort")
+        while self._flights:
+            done += self.step()
+        self._core.wake_up(["scheduling"])
+        return done
+
+    def close(self) -> None:
+        """End vLLM's processes."""
+        self._core.engine_core.shutdown()
+
+    def _fits(self, partial: Partial | None, sampling: SamplingParams) -> TypeGuard[Partial]:
+        """Whether it is ours to go on from, and leaves something to do."""
+        return partial is not None and partial.model == self.model and 0 < len(partial.token_ids) < sampling.max_tokens
+
+    def _completion(self, output: Any) -> Completion:
+        flight = self._flights.pop(output.request_id)
+        answer = output.outputs[0]
+        before = flight.resumed or Partial(self.model, (), 0.0)
+        token_ids = (*before.token_ids, *answer.token_ids)
+        logprob_sum = _add(before.logprob_sum, answer.cumulative_logprob)
+        engine_s = time.monotonic() - flight.added_s
+        if answer.finish_reason == "abort":
+            partial = Partial(self.model, token_ids, logprob_sum)
+            return Completion(flight.prompt.key, Status.PARTIAL, engine_s=engine_s, partial=partial)
+        status = _FINISHED.get(answer.finish_reason)
+        if status is None:
+            error = f"the engine ended it with finish reason {answer.finish_reason!r}"
+            return Completion(flight.prompt.key, Status.REFUSED, error=error, engine_s=engine_s)
+        return Completion(
+            flight.prompt.key,
+            status,
+            finish_reason=answer.finish_reason,
+            message={"role": "assistant", "content": self._reader.text(token_ids) if before.token_ids else answer.text},
+            prompt_tokens=len(output.prompt_token_ids) - len(before.token_ids),
+            completion_tokens=len(token_ids),
+            mean_logprob=logprob_sum / len(token_ids) if logprob_sum is not None and token_ids else None,
+            engine_s=engine_s,
+            resumed_tokens=len(before.token_ids),
+        )
+
+
+def _arguments(settings: EngineSettings) -> dict[str, Any]:
+    """LLM's arguments; SettingsError naming the nearest where vLLM knows no such argument."""
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for name in settings.args:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else "see vLLM's EngineArgs for what there is"
+            raise SettingsError(f"engine.args: vLLM knows no argument {name!r}; {hint}")
+    if "model" in settings.args:
+        raise SettingsError("engine.args: 'model' belongs one level up, in engine.model")
+    return {"model": settings.model, **settings.args}
+
+
+def _name(settings: EngineSettings) -> str:
+    served = settings.args.get("served_model_name")
+    if served:
+        return str(served if isinstance(served, str) else served[0])
+    return Path(settings.model).name if Path(settings.model).is_dir() else settings.model
+
+
+def _add(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else before + after

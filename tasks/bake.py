@@ -1,0 +1,292 @@
+"""Bake: the plan's prompts become answers. In: a plan's shards, taken by lease. Out: parts that the ledger counts.
+
+Prompts flow into the engine over the borders of shards, so that the batch never drains; answers are written beside
+(``tasks/bake_parts.py``). A kill loses the seconds since the last flush, a polite stop not even the tokens of answers
+that were not finished. Memory: the prompts in flight, one shard of plan rows, and a few flushes of answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import orjson
+import pyarrow.compute as pc
+
+from engine import Completion, Engine, Partial, Prompt, Status, open_engine
+from prebake.errors import SettingsError
+from prebake.progress import Advance, Progress, Silent
+from prebake.routes import Route
+from prebake.settings import Settings
+from prebake.stop import Stop
+from storage.store import Store
+from tasks.bake_parts import PartWriter, Shard, read_fingerprints, read_partials
+
+_WAIT_S: Final = 1.0
+_LATER: Final = "later"
+_CARRIED: Final = ("day", "plan_id", "fingerprint", "route", "scope", "prompt")
+
+
+@dataclass(frozen=True)
+class BakeReport:
+    """What one bake did. ``seconds`` and ``gpu_usd`` include the engine's loading, ``tokens_per_s`` (completion) not.
+
+    ``unpaid`` prompts were left because the budget could not pay their worst case; ``resumed_tokens`` were generated
+    by a worker before and not again.
+    """
+
+    answers: int = 0
+    truncated: int = 0
+    refused: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    tokens_per_s: float = 0.0
+    gpu_usd: float = 0.0
+    shards: int = 0
+    unpaid: int = 0
+    resumed_tokens: int = 0
+
+
+def bake(
+    store: Store,
+    settings: Settings,
+    plan_id: str,
+    *,
+    run_id: str,
+    owner: str,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> BakeReport:
+    """Bake all of the plan that is not baked yet, together with any other worker that bakes it at the same time.
+
+    Returns when the plan is done, by whomever, or when the budget is spent. ``engine``: one that is loaded already
+    (it stays open); None: the settings' own, loaded only if there is anything to bake. Raises Interrupted when
+    ``stop`` was requested (what was finished is kept), SettingsError, EngineError, StorageError.
+    """
+    progress, stop = progress or Silent(), stop or Stop()
+    counts = store.ledger.progress(plan_id)
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress.track("bake", counts.answers - counts.rows))
+        writer = stack.enter_context(PartWriter(store, settings.engine, plan_id, owner, stop))
+        baking = _Baking(store, settings, plan_id, run_id, writer, stop, advance)
+        return baking.run(lambda: engine or _opened(stack, settings))
+
+
+def _opened(stack: ExitStack, settings: Settings) -> Engine:
+    engine = open_engine(settings.engine)
+    stack.callback(engine.close)
+    return engine
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One prompt on its way: the plan's row and what the engine is asked."""
+
+    shard: Shard
+    row: dict[str, Any]
+    route: Route
+    prompt: Prompt
+    worst_s: float
+
+
+class _Purse:
+    """What the budget still pays, in GPU seconds: the time since the start, and the worst case of all in flight."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._price = settings.prices.gpu
+        limits = [settings.plan.budget_gpu_s]
+        if settings.plan.budget_usd is not None and self._price.usd_per_hour:
+            limits.append(settings.plan.budget_usd * 3600 / self._price.usd_per_hour)
+        self._limit_s = min((limit for limit in limits if limit is not None), default=None)
+        self._started = time.monotonic()
+        self._promised_s = 0.0
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def worst_s(self, request: bytes, max_tokens: int) -> float:
+        """GPU seconds that a request can cost: no prompt has more tokens than bytes."""
+        return self._price.seconds(len(request), max_tokens)
+
+    def pays(self, worst_s: float) -> bool:
+        """Whether the rest of the budget pays this too."""
+        return self._limit_s is None or self.spent_s + self._promised_s + worst_s <= self._limit_s
+
+    def promise(self, worst_s: float) -> None:
+        """Take it out of the rest; a negative amount gives it back."""
+        self._promised_s += worst_s
+
+    def usd(self) -> float:
+        """Dollars spent."""
+        return self._price.usd(self.spent_s)
+
+
+class _Baking:
+    """One bake while it runs."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        plan_id: str,
+        run_id: str,
+        writer: PartWriter,
+        stop: Stop,
+        advance: Advance,
+    ) -> None:
+        self._store, self._settings = store, settings
+        self._plan_id, self._run_id = plan_id, run_id
+        self._writer, self._stop, self._advance = writer, stop, advance
+        self._purse = _Purse(settings)
+        self._orders: dict[bytes, _Order] = {}
+        self._held: _Order | None = None
+        self._counts = dict.fromkeys(("answered", "truncated", "refused"), 0)
+        self._tokens = dict.fromkeys(("prompt", "completion", "resumed"), 0)
+        self._baked_s = 0.0
+
+    def run(self, open_engine: Callable[[], Engine]) -> BakeReport:
+        """Bake until the plan is done, the budget is spent or somebody asks to stop."""
+        feed = self._feed()
+        while not self._stop.requested and (order := next(feed, None)):
+            if order != _LATER:
+                self._held = order
+                break
+            self._stop.wait(_WAIT_S)
+        if self._held is not None:
+            self._bake(open_engine(), feed)
+        self._writer.close()
+        self._stop.check()
+        return self._report()
+
+    def _bake(self, engine: Engine, feed: Iterator[_Order | Literal["later"]]) -> None:
+        self._model = engine.model
+        started = time.monotonic()
+        more = True
+        while not self._stop.requested and (more or engine.in_flight):
+            more = self._fill(engine, feed)
+            if not engine.in_flight and more:
+                self._stop.wait(_WAIT_S)  # others hold the last shards
+            for completion in engine.step() if engine.in_flight else ():
+                self._finish(completion)
+            self._writer.check()
+        if engine.in_flight:
+            self._salvage(engine)
+        self._baked_s = time.monotonic() - started
+
+    def _fill(self, engine: Engine, feed: Iterator[_Order | Literal["later"]]) -> bool:
+        """Top up the engine; returns whether there may be more to come."""
+        while engine.in_flight < engine.capacity and not self._stop.requested:
+            order = self._held or next(feed, None)
+            if order is None:
+                return False
+            if order == _LATER:
+                return True
+            self._held = order
+            if not self._purse.pays(order.worst_s):
+                return False
+            self._held = None
+            self._admit(engine, order)
+        return True
+
+    def _admit(self, engine: Engine, order: _Order) -> None:
+        if order.shard.lost:
+            return
+        again = order.prompt.key in self._orders  # its shard was lost and came back before the answer did
+        self._orders[order.prompt.key] = order
+        if not again:
+            self._purse.promise(order.worst_s)
+            engine.add(order.prompt)
+
+    def _finish(self, completion: Completion) -> None:
+        order = self._orders.pop(completion.key)
+        self._purse.promise(-order.worst_s)
+        self._counts[completion.status] += 1
+        self._tokens["prompt"] += completion.prompt_tokens
+        self._tokens["completion"] += completion.completion_tokens
+        self._tokens["resumed"] += completion.resumed_tokens
+        self._writer.put(order.shard, self._answer(order, completion))
+        self._advance(1)
+
+    def _salvage(self, engine: Engine) -> None:
+        for completion in engine.salvage():
+            if completion.status is Status.PARTIAL:
+                order = self._orders.pop(completion.key)
+                if completion.partial is not None and completion.partial.token_ids:
+                    self._writer.put_partial(order.shard, completion.key, completion.partial)
+            else:
+                self._finish(completion)
+
+    def _answer(self, order: _Order, completion: Completion) -> dict[str, Any]:
+        now = datetime.now(UTC)
+        return {
+            **{name: order.row[name] for name in _CARRIED},
+            "run_id": self._run_id,
+            "shard_id": order.shard.lease.shard_id,
+            "status": completion.status.value,
+            "finish_reason": completion.finish_reason,
+            "message": None if completion.message is None else orjson.dumps(completion.message).decode(),
+            "error": completion.error,
+            "model": self._model,
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": completion.completion_tokens,
+            "mean_logprob": completion.mean_logprob,
+            "engine_s": completion.engine_s,
+            "baked_at": now,
+            "expires_at": now + order.route.ttl,
+        }
+
+    def _feed(self) -> Iterator[_Order | Literal["later"]]:
+        """The prompts of the plan, shard after shard; 'later' while others hold the last ones, who may die."""
+        plan = self._store.plan.scan()
+        while (shard := self._writer.take()) or self._writer.others():
+            if shard is None:
+                yield _LATER
+                continue
+            wanted = (
+                (pc.field("plan_id") == self._plan_id)
+                & (pc.field("shard_id") == shard.lease.shard_id)
+                & (pc.field("decision") == "bake")
+            )
+            rows = plan.to_table(filter=wanted, columns=[*_CARRIED, "request", "position"]).sort_by("position")
+            done = read_fingerprints(self._store, shard.lease)
+            partials = read_partials(self._store, shard.lease)
+            left = [row for row in rows.to_pylist() if row["fingerprint"] not in done]
+            self._writer.expect(shard, len(left))
+            for row in left:
+                yield self._order(shard, row, partials.get(row["fingerprint"]))
+
+    def _order(self, shard: Shard, row: dict[str, Any], partial: Partial | None) -> _Order:
+        try:
+            route = self._settings.route_table[row["route"]]
+        except KeyError:
+            raise SettingsError(
+                f"plan {self._plan_id}: no route is called {row['route']!r} any more; plan again with these settings"
+            ) from None
+        night = route.night
+        max_tokens = orjson.loads(row["request"])["params"].get("max_tokens", night.max_tokens)
+        prompt = Prompt(row["fingerprint"], row["request"], night.max_tokens, night.temperature, partial)
+        return _Order(shard, row, route, prompt, self._purse.worst_s(row["request"].encode(), max_tokens))
+
+    def _report(self) -> BakeReport:
+        left = self._store.ledger.progress(self._plan_id)
+        return BakeReport(
+            answers=self._counts["answered"],
+            truncated=self._counts["truncated"],
+            refused=self._counts["refused"],
+            prompt_tokens=self._tokens["prompt"],
+            completion_tokens=self._tokens["completion"],
+            seconds=round(self._purse.spent_s, 3),
+            tokens_per_s=round(self._tokens["completion"] / self._baked_s, 1) if self._baked_s else 0.0,
+            gpu_usd=self._purse.usd(),
+            shards=self._writer.finished,
+            unpaid=left.answers - left.rows if self._held is not None else 0,
+            resumed_tokens=self._tokens["resumed"],
+        )
