@@ -24,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.corpus import OUT_OF_SCOPE, ROUTES, SYSTEM, Question, RouteName, answers, questions
+from prebake.request import fold_text
 
 VOCABULARY: Final = 2048
 MAX_LENGTH: Final = 512
@@ -103,8 +104,10 @@ def training(route: RouteName) -> list[Question]:
 
 
 def testing(route: RouteName) -> list[Question]:
-    """The questions kept from it."""
-    return [question for question in questions(route) if question.split in ("test", "oos_test")]
+    """The questions kept from it; the few that stand among the training questions in other spelling are left out."""
+    known = {fold_text(question.text) for question in training(route)}
+    kept = (question for question in questions(route) if question.split in ("test", "oos_test"))
+    return [question for question in kept if fold_text(question.text) not in known]
 
 
 def epoch(words: Words, random: Random) -> list[Example]:
@@ -268,7 +271,11 @@ def main(
     words = learn_words()
     model = train(words, epochs=epochs, seed=seed)
     save(model, words, out)
-    model.float()  # measured as it was saved: after the rounding to bfloat16
+    measure(model.float(), words)  # after the rounding to bfloat16, as it was saved
+
+
+def measure(model: LlamaForCausalLM, words: Words) -> None:
+    """Print the share of the test questions that get exactly their intent's answer."""
     for route in ROUTES:
         known = [question for question in testing(route) if question.intent != OUT_OF_SCOPE]
         share = accuracy(model, words, route, known)

@@ -13,8 +13,11 @@ import zstandard
 from examples.corpus import HERE
 from examples.make_log import END_DAY, make_log
 from prebake import settings
+from prebake.progress import Silent
 from prebake.request import Keyed, key_request, user_turns
-from tasks.logs.presets import read_openai
+from prebake.stop import Stop
+from storage.store import open_store
+from tasks.ingest import ingest
 
 
 def rows(file):
@@ -51,15 +54,21 @@ def test_each_file_holds_its_own_day_in_order_and_the_last_day_is_held_back(log)
     assert log.held_back.parent not in {file.parent for file in log.log}
 
 
-def test_ingest_reads_every_row_by_the_openai_preset(asked):
-    for row in asked[::50]:
-        entry = read_openai(orjson.loads(orjson.dumps(row)))
-        assert datetime.fromisoformat(entry.time).tzinfo is not None
-        assert entry.tenant == row["tenant"]
-        assert entry.user == row["body"]["user"]
-        assert entry.body["messages"] == row["body"]["messages"]
-        assert entry.prompt_tokens > 0
-        assert entry.completion_tokens > 0
+def test_ingest_reads_every_row_with_the_examples_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREBAKE_STORE__ROOT", str(tmp_path / "store"))
+    summary = make_log(tmp_path / "log", days=3, requests=600)
+    files = [str(file) for file in (*summary.log, summary.held_back)]
+    effective = settings.load(HERE / "prebake.toml")
+    with open_store(effective) as store:
+        report = ingest(store, effective, files, progress=Silent(), stop=Stop())
+        log = store.query_log.scan().to_table().to_pylist()
+    assert (report.rows, report.rejected, report.passed_over) == (600, 0, {})
+    assert report.days == tuple(END_DAY - timedelta(days=back) for back in (2, 1, 0))
+    asked = [row for file in files for row in rows(file)]
+    assert {row["ts"] for row in log} == {datetime.fromisoformat(row["timestamp"]) for row in asked}
+    assert len({row["user_hash"] for row in log}) == len({row["body"]["user"] for row in asked})
+    assert sum(row["prompt_tokens"] for row in log) == sum(row["usage"]["prompt_tokens"] for row in asked)
+    assert Counter(row["tenant"] for row in log) == Counter(row["tenant"] for row in asked)
 
 
 def test_the_ceiling_is_the_share_of_the_last_day_that_the_window_has_seen(log, asked):

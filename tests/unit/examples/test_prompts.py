@@ -13,6 +13,7 @@ from stdnum import iban, luhn
 from examples import prompts
 from examples.corpus import ROUTES, questions
 from prebake.request import fold_text
+from tasks.screen import depends_on_now, personal_data
 
 TEXTS = [question.text for route in ROUTES for question in questions(route)]
 INTENT = {route: {question.text: question.intent for question in questions(route)} for route in ROUTES}
@@ -65,6 +66,16 @@ def test_an_intent_bursts_on_the_last_two_days(route):
 def _planted(route):
     random = Random(5)
     return {prompts.personal(route, random) for _ in range(500)}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_screen_finds_all_that_is_planted(route):
+    random = Random(6)
+    live = {prompts.now_or_here(route, random) for _ in range(500)}
+    assert len(live) >= 6
+    assert all(depends_on_now(text) for text in live)
+    assert len(_planted(route)) >= 10
+    assert all(personal_data(text, ("GB", "US")) for text in _planted(route))
 
 
 def test_planted_card_numbers_and_ibans_pass_their_checksums():
