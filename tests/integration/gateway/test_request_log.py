@@ -1,0 +1,125 @@
+"""The gateway's log of requests: whole, without people and answers, and never lost by more than a flush."""
+
+from __future__ import annotations
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pyarrow.parquet as pq
+
+from prebake.settings import Privacy, Store
+from prebake.tables import GATEWAY_LOG
+from prebake.user import hash_user
+from storage.objects import open_objects
+from storage.salt import user_salt
+from tests.gateway_bed import Running, answer_to, ask, gateway_server, logged, publish, settings_of, wait_until
+
+SECRET = "joe@example.com"
+
+
+def post(gateway: Running, body: dict[str, Any], **headers: str) -> httpx.Response:
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers)
+
+
+def test_each_request_is_logged_without_its_people_and_without_answers(tmp_path: Path, upstream: Running) -> None:
+    publish(tmp_path, [answer_to(settings_of(tmp_path), ask("Known?"), "The baked answer")])
+    people = {"user": SECRET, "safety_identifier": SECRET, "prompt_cache_key": SECRET, "metadata": {"mail": SECRET}}
+    with gateway_server(tmp_path, upstream.url, tenant_header="x-tenant") as gateway:
+        post(gateway, ask("Known?", **people), **{"x-tenant": "a"})
+        post(gateway, ask("Unknown?", user="ann"))
+        post(gateway, ask("Unknown?", user="ann", stream=True))
+        post(gateway, ask("Unknown?", n=2))
+        post(gateway, ask("Unknown?", "busy"))
+        post(gateway, {"model": "tiny", "messages": "none"})
+        wait_until(lambda: len(logged(tmp_path)) == 5)
+    hit, miss, streamed, bypass, refused = logged(tmp_path)
+    salt = user_salt(Privacy(), open_objects(Store(root=str(tmp_path / "prebake-store"))))
+    assert (hit["cache"], hit["reason"], hit["tenant"], hit["status"]) == ("hit", None, "a", 200)
+    assert (hit["prompt_tokens"], hit["completion_tokens"]) == (12, 5)
+    assert hit["user_hash"] == hash_user(SECRET, salt)
+    assert orjson.loads(hit["body"]) == ask("Known?")
+    assert (miss["cache"], miss["reason"], miss["tenant"]) == ("miss", "not_baked", None)
+    assert (miss["prompt_tokens"], miss["completion_tokens"]) == (11, 3)
+    assert miss["user_hash"] == streamed["user_hash"] == hash_user("ann", salt)
+    assert orjson.loads(streamed["body"]) == ask("Unknown?", stream=True)
+    assert (bypass["cache"], bypass["reason"], bypass["user_hash"]) == ("bypass", "choices", None)
+    assert refused["status"] == 429
+    everything = b"".join(file.read_bytes() for file in (tmp_path / "prebake-store/gateway-log").rglob("*.parquet"))
+    for secret in (SECRET, "ann", "The baked answer", "one two three"):
+        assert secret not in str(logged(tmp_path)), secret
+        assert secret.encode() not in everything
+    segment = next((tmp_path / "prebake-store/gateway-log").rglob("day=*/*.parquet"))
+    assert pq.read_schema(segment).equals(GATEWAY_LOG.schema)
+
+
+def test_the_user_may_be_named_by_a_header(tmp_path: Path, upstream: Running) -> None:
+    with gateway_server(tmp_path, upstream.url, user_header="X-User") as gateway:
+        post(gateway, ask("Hi", user="in the body"), **{"x-user": "in the header"})
+        wait_until(lambda: logged(tmp_path))
+    salt = user_salt(Privacy(), open_objects(Store(root=str(tmp_path / "prebake-store"))))
+    assert logged(tmp_path)[0]["user_hash"] == hash_user("in the header", salt)
+
+
+def test_sigterm_writes_what_is_queued(tmp_path: Path, upstream: Running) -> None:
+    with gateway_server(tmp_path, upstream.url, log_flush_s=600) as gateway:
+        for number in range(7):
+            post(gateway, ask(f"Question {number}"))
+        assert logged(tmp_path) == []
+    assert len(logged(tmp_path)) == 7
+
+
+def test_kill_9_loses_at_most_one_flush_interval(tmp_path: Path, upstream: Running) -> None:
+    with gateway_server(tmp_path, upstream.url, log_flush_s=0.3) as gateway:
+        for number in range(20):
+            post(gateway, ask(f"Before {number}"))
+        wait_until(lambda: len(logged(tmp_path)) == 20)
+        for number in range(20):
+            post(gateway, ask(f"At the end {number}"))
+        gateway.process.send_signal(signal.SIGKILL)
+        gateway.process.wait()
+    rows = logged(tmp_path)  # every segment that is there can be read
+    assert 20 <= len(rows) <= 40
+    with gateway_server(tmp_path, upstream.url, log_flush_s=0.3) as gateway:
+        post(gateway, ask("After"))
+        wait_until(lambda: len(logged(tmp_path)) == len(rows) + 1)
+
+
+def test_a_log_that_cannot_be_written_waits_then_drops_and_counts_and_harms_no_request(
+    tmp_path: Path, upstream: Running
+) -> None:
+    log = tmp_path / "prebake-store" / "gateway-log"
+    with gateway_server(tmp_path, upstream.url, log_queue=10) as gateway:
+        log.write_text("a file where the folder should be")
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda n: post(gateway, ask(f"Question {n}")), range(30)))
+        assert {answer.status_code for answer in answers} == {200}
+        metrics = httpx.get(f"{gateway.url}/metrics").text
+        assert "prebake_log_dropped_total 20.0" in metrics
+        log.unlink()
+        wait_until(lambda: len(logged(tmp_path)) == 10)
+    assert gateway.log.read_text().count("request log: cannot be written") == 1
+
+
+def test_rows_that_cannot_be_written_back_as_json_do_not_stop_the_others(tmp_path: Path, upstream: Running) -> None:
+    with gateway_server(tmp_path, upstream.url) as gateway:
+        httpx.post(
+            f"{gateway.url}/v1/chat/completions",
+            content=b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"user":"u","store":'
+            + b"[" * 500 + b"]" * 500 + b"}",
+        )  # fmt: skip
+        post(gateway, ask("Sound", user="u"))
+        wait_until(lambda: logged(tmp_path))
+    assert [orjson.loads(row["body"]) for row in logged(tmp_path)] == [ask("Sound")]
+
+
+def test_a_store_that_cannot_be_written_does_not_keep_the_gateway_from_serving(
+    tmp_path: Path, upstream: Running
+) -> None:
+    (tmp_path / "prebake-store").write_text("a file where the store should be")
+    with gateway_server(tmp_path, upstream.url) as gateway:
+        response = post(gateway, ask("Hello?"))
+        assert (response.status_code, response.headers["x-prebake"]) == (200, "miss")
