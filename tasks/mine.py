@@ -68,18 +68,21 @@ def mine(
 
 def stale_days(store: Store) -> list[date]:
     """The days whose countable log rows are not as many as their counts say: new days, and days with late rows."""
-    log, counts = store.query_log.scan(), store.daily_counts.scan()  # noqa: F841 - DuckDB reads them by name
-    rows = duckdb.sql(
-        """
-        with logged as (
-            select day, count(*) as requests from log
-            where bypass is null and fingerprint is not null group by day
-        ), mined as (select day, sum(requests) as requests from counts group by day)
-        select coalesce(logged.day, mined.day) as day from logged full join mined using (day)
-        where logged.requests is distinct from mined.requests order by day
-        """
-    ).fetchall()
+    with duckdb.connect() as connection:
+        connection.register("log", store.query_log.scan())
+        connection.register("counts", store.daily_counts.scan())
+        rows = connection.execute(_STALE_SQL).fetchall()
     return [day for (day,) in rows]
+
+
+_STALE_SQL: Final = """
+    with logged as (
+        select day, count(*) as requests from log
+        where bypass is null and fingerprint is not null group by day
+    ), mined as (select day, sum(requests) as requests from counts group by day)
+    select coalesce(logged.day, mined.day) as day from logged full join mined using (day)
+    where logged.requests is distinct from mined.requests order by day
+"""
 
 
 def _mine_day(store: Store, connection: duckdb.DuckDBPyConnection, day: date) -> tuple[int, int]:
@@ -188,6 +191,6 @@ def _count(
     connection: duckdb.DuckDBPyConnection, hashes: pa.Table, number: int, slices: int
 ) -> Iterator[pa.RecordBatch]:
     connection.register("hashes", hashes)
-    reader = connection.execute(_COUNT_SQL, {"slices": slices, "number": number}).to_arrow_reader(100_000)
+    reader = connection.sql(_COUNT_SQL, params={"slices": slices, "number": number}).to_arrow_reader(100_000)
     for batch in reader:
         yield batch.cast(DAILY_COUNTS.schema)

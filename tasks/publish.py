@@ -94,7 +94,8 @@ def collect(store: Store, *, progress: Progress | None = None, stop: Stop | None
 def _open_plans(store: Store) -> list[str]:
     """The plans of which the ledger counts other rows than the answers table has."""
     with duckdb.connect() as connection:
-        plan, answers = store.plan.scan(), store.answers.scan()  # noqa: F841 - DuckDB finds them by their names
+        connection.register("plan", store.plan.scan())
+        connection.register("answers", store.answers.scan())
         rows = connection.execute(
             """
             with had as (select plan_id, count(*) as rows from answers group by plan_id)
