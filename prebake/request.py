@@ -16,13 +16,12 @@ import math
 import unicodedata
 from collections.abc import Mapping
 from enum import StrEnum
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from prebake.routes import Match, Route, Routes
+from prebake.routes import Route, Routes
 
 API: Final = "chat.completions"
 SHARED: Final = "shared"
@@ -58,6 +57,8 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "logit_bias": {},
     "stop": [],
     "tools": [],
+    "audio": None,
+    "web_search_options": None,
 }
 _NUMBERS: Final = frozenset(
     {
@@ -73,6 +74,9 @@ _NUMBERS: Final = frozenset(
     }
 )
 _DEEPEST: Final = 100  # levels of nesting in one parameter
+# At most some 25 MB are remembered.
+_MOST_REMEMBERED: Final = 512
+_LONGEST_REMEMBERED: Final = 16_384  # bytes
 _CLOSING: Final = " .!?…。！？"  # noqa: RUF001 - full-width closing marks are meant
 
 
@@ -114,22 +118,42 @@ class _BypassedError(Exception):
         self.reason = reason
 
 
+class _Template(NamedTuple):
+    """Requests that differ only in the text of their last message: canonical JSON up to the text, and after it."""
+
+    route: Route
+    scope: str
+    fold: bool
+    head: bytes
+    tail: bytes
+
+
 def key_request(body: Any, routes: Routes, tenant: str | None = None) -> Keyed | Bypass:
     """Find the request's route and fingerprint, or the reason why it is none of ours.
 
     ``body`` is the parsed JSON body as it came over the wire; it is not changed. Never raises.
     """
     try:
-        frame, canonical = _canonical(body, routes, tenant)
+        text = _only_text(body)
+        if text is None:
+            route, scope, asked = _canonical(body, routes, tenant)
+            canonical = _json(asked)
+        else:
+            # Model, parameters and system prompt come back in request after request: their part is worked out once.
+            given = orjson.dumps((tenant, body | {"messages": body["messages"][:-1]}))
+            route, scope, fold, head, tail = routes.templates.get(given) or _template(given, body, routes, tenant)
+            canonical = head + orjson.dumps(fold_text(text) if fold else text) + tail
     except _BypassedError as bypassed:
         return bypassed.reason
-    return Keyed(frame.route, frame.scope, sha256(canonical).digest()[:16])
+    except (TypeError, ValueError, RecursionError):  # what JSON cannot say: lone surrogates, huge integers ...
+        return Bypass.MALFORMED
+    return tuple.__new__(Keyed, (route, scope, sha256(canonical).digest()[:16]))
 
 
 def canonical_request(body: Any, routes: Routes, tenant: str | None = None) -> bytes | Bypass:
     """The canonical JSON whose SHA-256 is the fingerprint, for people who want to see or recompute a key."""
     try:
-        return _canonical(body, routes, tenant)[1]
+        return _json(_canonical(body, routes, tenant)[2])
     except _BypassedError as bypassed:
         return bypassed.reason
 
@@ -154,22 +178,14 @@ def model_request(body: Mapping[str, Any], routes: Routes) -> bytes:
 def fold_text(text: str) -> str:
     """Fold what people type differently and mean alike: Unicode NFKC, case, white space, closing punctuation."""
     if text.isascii():  # nothing to normalise
-        folded = " ".join(text.lower().split())
+        folded = text.lower().strip()
+        if "  " in folded or not folded.isprintable():  # tabs and line ends are not printable
+            folded = " ".join(folded.split())
     else:
         folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
         # Case folding can leave text that normalises further (Unicode 3.13, D145), so normalise once more.
         folded = " ".join(unicodedata.normalize("NFKC", folded).split())
     return folded.rstrip(_CLOSING) or folded
-
-
-@lru_cache(maxsize=256)
-def _fold_remembered(text: str) -> str:
-    return fold_text(text)
-
-
-def _fold_again(text: str) -> str:
-    """Fold a text that the next request is likely to have too, such as a system prompt; at most 32 MB are kept."""
-    return _fold_remembered(text) if len(text) <= 16_384 else fold_text(text)
 
 
 def user_turns(body: Mapping[str, Any]) -> int:
@@ -186,58 +202,66 @@ def last_user_text(body: Mapping[str, Any]) -> str:
     return ""
 
 
-class _Frame(NamedTuple):
-    """What is the same in the canonical JSON of all requests of one match; sorted keys make it three pieces."""
+def _only_text(body: Any) -> str | None:
+    """The user's text where there is but one short exchange: a user message, perhaps one message before it."""
+    if isinstance(body, dict):
+        messages = body.get("messages")
+        if isinstance(messages, list) and 0 < len(messages) <= 2:
+            last = messages[-1]
+            if isinstance(last, dict) and len(last) == 2 and last.get("role") == "user":
+                text = last.get("content")
+                return text if isinstance(text, str) else None
+    return None
 
-    route: Route
-    scope: str
-    fold: bool
-    max_temperature: float
-    head: bytes
-    middle: bytes
-    tail: bytes
+
+def _template(given: bytes, body: dict[str, Any], routes: Routes, tenant: str | None) -> _Template:
+    """Work it out with an empty text, and remember it under the bytes of all that it depends on."""
+    blank = {"role": "user", "content": ""}
+    route, scope, canonical = _canonical(body | {"messages": [*body["messages"][:-1], blank]}, routes, tenant)
+    whole = _json(canonical)
+    upto_messages = _json({name: canonical[name] for name in ("api", "knowledge", "messages")})
+    text = len(upto_messages) - len(b'"","role":"user"}]}')
+    template = _Template(route, scope, route.fold == "text", whole[:text], whole[text + len(b'""') :])
+    # NaN and infinities are written as null: what has a null is not remembered but looked at each time.
+    if len(given) <= _LONGEST_REMEMBERED and b"null" not in given.removeprefix(b"[null"):
+        if len(routes.templates) >= _MOST_REMEMBERED:
+            routes.templates.clear()
+        routes.templates[given] = template
+    return template
 
 
-def _canonical(body: Any, routes: Routes, tenant: str | None) -> tuple[_Frame, bytes]:
-    """The canonical JSON ``{"api", "knowledge", "messages", "model", "params", "route", "scope"}``, put together."""
+def _canonical(body: Any, routes: Routes, tenant: str | None) -> tuple[Route, str, dict[str, Any]]:
+    """The route, the scope and what the canonical JSON says."""
     if not isinstance(body, dict):
         raise _BypassedError(Bypass.MALFORMED)
     model = body.get("model")
     messages = body.get("messages")
     if not isinstance(model, str) or not isinstance(messages, list) or not messages:
         raise _BypassedError(Bypass.MALFORMED)
-    match = routes.match(model, tenant, messages)
-    if match is None:
+    route = routes.match(model, tenant, messages)
+    if route is None:
         raise _BypassedError(Bypass.NO_ROUTE)
-    frame: _Frame = match.frame or _frame(match)
-    params = _params(body)
-    if params.get("temperature", 1) > frame.max_temperature:
-        raise _BypassedError(Bypass.SAMPLING)
-    asked = _json(_messages(messages, frame.fold))
-    return frame, b"".join((frame.head, asked, frame.middle, _json(params) if params else b"{}", frame.tail))
-
-
-def _frame(match: Match) -> _Frame:
-    route = match.route
     if not route.enabled:
         raise _BypassedError(Bypass.ROUTE_OFF)
-    if route.scope == "shared":
-        scope = SHARED
-    elif match.tenant:
-        scope = f"tenant/{match.tenant}"
-    else:
+    if route.scope == "tenant" and not tenant:
         raise _BypassedError(Bypass.NO_TENANT)
-    frame = _Frame(
+    scope = SHARED if route.scope == "shared" else f"tenant/{tenant}"
+    params = _params(body)
+    if params.get("temperature", 1) > route.max_temperature:
+        raise _BypassedError(Bypass.SAMPLING)
+    return (
         route,
         scope,
-        route.fold == "text",
-        route.max_temperature,
-        b'{"api":%b,"knowledge":%b,"messages":' % (_json(API), _json(route.knowledge)),
-        b',"model":%b,"params":' % _json(match.model),
-        b',"route":%b,"scope":%b}' % (_json(route.name), _json(scope)),
+        {
+            "api": API,
+            "knowledge": route.knowledge,
+            "messages": _messages(messages, route.fold == "text"),
+            "model": routes.alias(model),
+            "params": params,
+            "route": route.name,
+            "scope": scope,
+        },
     )
-    match.frame = frame
-    return frame
 
 
 def _json(value: Any) -> bytes:
@@ -248,16 +272,15 @@ def _json(value: Any) -> bytes:
         raise _BypassedError(Bypass.MALFORMED) from None
 
 
-def _checked(value: Any, depth: int = _DEEPEST) -> Any:
-    """The value itself; NaN and infinities are malformed, because they would be written as null."""
+def _check(value: Any, depth: int = _DEEPEST) -> None:
+    """Refuse NaN and infinities, which would be written as null, and what is nested too deep."""
     if isinstance(value, dict | list):
         if not depth:
             raise _BypassedError(Bypass.MALFORMED)
         for inner in value.values() if isinstance(value, dict) else value:
-            _checked(inner, depth - 1)
+            _check(inner, depth - 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise _BypassedError(Bypass.MALFORMED)
-    return value
 
 
 def _params(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,40 +291,34 @@ def _params(body: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or name in _NOT_PARAMS:
             continue
         if name in _NUMBERS:
-            value = _number(value)
-            if value is None:
+            # Whole floats become integers; True and False are no numbers here, though Python thinks so.
+            if type(value) is float:
+                if value.is_integer():
+                    value = int(value)
+                elif not math.isfinite(value):
+                    reasons.append(Bypass.MALFORMED)
+            elif type(value) is not int:
                 reasons.append(Bypass.MALFORMED)
-                continue
-        elif isinstance(value, str):
-            if name == "stop":
-                value = [value]
-        else:
-            _checked(value)
+        elif name == "stop" and isinstance(value, str):
+            value = [value]
+        elif not isinstance(value, str):
+            _check(value)
         if name in DEFAULTS:
             default = DEFAULTS[name]
             # The type as well: 0 == False and 1 == True in Python, not in JSON.
             if value == default and type(value) is type(default):
                 continue
-        if name in _UNSERVED:
-            reasons.append(_UNSERVED[name])
+            if name in _UNSERVED:
+                reasons.append(_UNSERVED[name])
         params[name] = value
     if reasons:
         raise _BypassedError(next(reason for reason in Bypass if reason in reasons))
-    # The old and the new name of one limit; the new one wins where both are given, as in vLLM and OpenAI.
     if "max_completion_tokens" in params:
+        # The new name of the limit; it wins where both are given, as in vLLM and OpenAI.
         params["max_tokens"] = params.pop("max_completion_tokens")
     if "tool_choice" in params and params["tool_choice"] == ("auto" if "tools" in params else "none"):
         del params["tool_choice"]
     return params
-
-
-def _number(value: Any) -> int | float | None:
-    """The number, whole floats as integers; None for what is no finite number."""
-    if isinstance(value, float):
-        if value.is_integer():
-            return int(value)
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _messages(messages: list[Any], fold: bool) -> list[dict[str, Any]]:
@@ -316,7 +333,7 @@ def _messages(messages: list[Any], fold: bool) -> list[dict[str, Any]]:
             raise _BypassedError(Bypass.MALFORMED)
         if isinstance(content, str):
             if fold:
-                content = fold_text(content) if role == "user" else _fold_again(content)
+                content = fold_text(content)
         elif content is not None:
             content = _parts(content, fold)
         if len(message) == 2 and content is not None:  # nothing but role and content: the common case
@@ -329,7 +346,7 @@ def _messages(messages: list[Any], fold: bool) -> list[dict[str, Any]]:
 def _message(message: Mapping[str, Any], content: Any) -> dict[str, Any]:
     if message.get("audio") is not None:
         raise _BypassedError(Bypass.NON_TEXT)
-    canonical = {name: _checked(value) for name, value in message.items() if value is not None and name != "content"}
+    canonical = _given(message)
     if content is not None:
         canonical["content"] = content
     return canonical
@@ -345,13 +362,20 @@ def _parts(parts: Any, fold: bool) -> str | list[dict[str, Any]]:
         kind = part.get("type")
         if kind != "text" and kind != "refusal":
             raise _BypassedError(Bypass.NON_TEXT)
-        if not isinstance(part.get(kind), str):
+        canonical = _given(part)
+        text = canonical.get(kind)
+        if not isinstance(text, str):
             raise _BypassedError(Bypass.MALFORMED)
-        canonical = {name: _checked(value) for name, value in part.items() if value is not None}
         if fold:
-            canonical[kind] = fold_text(canonical[kind])
+            canonical[kind] = fold_text(text)
         result.append(canonical)
     if len(result) == 1 and result[0].keys() == {"type", "text"}:
-        text: str = result[0]["text"]
-        return text
+        return str(result[0]["text"])
     return result
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not null."""
+    given = {name: value for name, value in values.items() if value is not None}
+    _check(given)
+    return given

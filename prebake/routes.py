@@ -70,27 +70,14 @@ class Route(BaseModel):
     night: Night = Night()
 
 
-class Match:
-    """A route that takes the requests of one model and tenant, and the model's name in their keys."""
-
-    __slots__ = ("frame", "model", "route", "system_contains", "tenant")
-
-    def __init__(self, route: Route, model: str, tenant: str | None) -> None:
-        """``tenant`` is None where nobody said which."""
-        self.route = route
-        self.model = model
-        self.tenant = tenant
-        self.system_contains = route.system_contains
-        self.frame: Any = None  # what prebake/request.py works out once for all requests of this match
-
-
 class Routes:
     """The routes in their order, and the names that stand for one model."""
 
     def __init__(self, routes: Sequence[Route], aliases: Mapping[str, Sequence[str]]) -> None:
         self._routes = tuple(routes)
         self._aliases = {name: tuple(patterns) for name, patterns in aliases.items()}
-        self._remembered: dict[tuple[str, str | None], tuple[Match, ...]] = {}
+        self._candidates: dict[tuple[str, str | None], tuple[Route, ...]] = {}
+        self.templates: dict[bytes, Any] = {}  # what prebake/request.py remembers; it changes with the routes
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._routes)
@@ -102,30 +89,30 @@ class Routes:
                 return route
         raise KeyError(name)
 
-    def match(self, model: str, tenant: str | None, messages: Sequence[Any]) -> Match | None:
+    def match(self, model: str, tenant: str | None, messages: Sequence[Any]) -> Route | None:
         """The first route that takes the request."""
-        for match in self._remembered.get((model, tenant)) or self._find(model, tenant):
-            if not match.system_contains or match.system_contains in _system_text(messages):
-                return match
+        candidates = self._candidates.get((model, tenant))
+        if candidates is None:
+            candidates = self._remember(model, tenant)
+        for route in candidates:
+            if not route.system_contains or route.system_contains in _system_text(messages):
+                return route
         return None
 
     def alias(self, model: str) -> str:
         """The one name that stands for this model in every key; its own where the settings give none."""
         return next((name for name, patterns in self._aliases.items() if _fits(model, patterns)), model)
 
-    def _find(self, model: str, tenant: str | None) -> tuple[Match, ...]:
-        alias = self.alias(model)
-        matches = tuple(
-            Match(route, alias, tenant)
-            for route in self._routes
-            if _fits(model, route.models) and _fits(tenant or "", route.tenants)
+    def _remember(self, model: str, tenant: str | None) -> tuple[Route, ...]:
+        candidates = tuple(
+            route for route in self._routes if _fits(model, route.models) and _fits(tenant or "", route.tenants)
         )
         # Clients choose model names: invented ones must neither fill the memory nor push out the real ones for good.
         if len(model) + len(tenant or "") <= _LONGEST_REMEMBERED:
-            if len(self._remembered) >= _MOST_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[model, tenant] = matches
-        return matches
+            if len(self._candidates) >= _MOST_REMEMBERED:
+                self._candidates.clear()
+            self._candidates[model, tenant] = candidates
+        return candidates
 
 
 _MOST_REMEMBERED = 10_000
