@@ -81,7 +81,7 @@ class Chat:
         self._requests = lru_cache(1024)(metrics.requests.labels)
         self._saved_prompt = metrics.saved_tokens.labels("prompt")
         self._saved_completion = metrics.saved_tokens.labels("completion")
-        self._broken_version = b""
+        self._broken_version: bytes | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -128,17 +128,17 @@ class Chat:
             return Outcome("bypass", Reason.QUERY, "")
         if isinstance(body, dict) and not _delivery_is_ours(body):
             return Outcome("bypass", Reason.DELIVERY, "")
-        key = key_request(body, self._routes, tenant)
-        if isinstance(key, Bypass):
-            return Outcome("bypass", key, "")
         store = self._serving.store
-        if store is None:
-            return Outcome("miss", self._serving.reason, key.route.name)
         try:
+            key = key_request(body, self._routes, tenant)
+            if isinstance(key, Bypass):
+                return Outcome("bypass", key, "")
+            if store is None:
+                return Outcome("miss", self._serving.reason, key.route.name)
             answer = store.get(key.fingerprint, datetime.now(UTC))
-        except PrebakeError as error:
-            self._log_broken(error)
-            return Outcome("miss", NoStore.BROKEN, key.route.name)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the upstream can answer
+            self._say_broken(error)
+            return Outcome("miss", NoStore.BROKEN, "")
         if answer is None:
             return Outcome("miss", Reason.NOT_BAKED, key.route.name)
         return Outcome("hit", None, key.route.name, answer)
@@ -166,11 +166,11 @@ class Chat:
         self._saved_prompt.inc(answer.prompt_tokens)
         self._saved_completion.inc(answer.completion_tokens)
 
-    def _log_broken(self, error: PrebakeError) -> None:
-        """Say once for each snapshot that it has damaged answers."""
+    def _say_broken(self, error: Exception) -> None:
+        """Log once for each snapshot that it has damaged answers."""
         if self._broken_version != self._serving.version:
             self._broken_version = self._serving.version
-            logger.error("%s; such requests go to the upstream", error)
+            logger.error("%s; such requests go to the upstream", error, exc_info=not isinstance(error, PrebakeError))
 
 
 def marks(cache: str, reason: str | None) -> Headers:

@@ -155,7 +155,9 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     files = sorted((folder / "prebake-store" / "gateway-log").rglob("*.parquet"))
     if not files:
         return []
-    rows: list[dict[str, Any]] = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files]).to_pylist()
+    rows: list[dict[str, Any]] = pa.concat_tables(
+        [pq.read_table(file, partitioning=None) for file in files]
+    ).to_pylist()
     return sorted(rows, key=lambda row: row["ts"])
 
 

@@ -53,10 +53,10 @@ async def chat(request: Request) -> Response:
 
 
 async def stream(model: str) -> AsyncIterator[bytes]:
-    """Three words; ``dies`` closes the connection after two of them, ``endless`` never stops."""
+    """Three words; ``dies`` breaks off after two of them, ``slow`` takes 2 s, ``endless`` never stops."""
     try:
         yield event(model, {"role": "assistant", "content": ""})
-        for number, word in enumerate(WORDS if model != "endless" else WORDS * 10_000):
+        for number, word in enumerate(WORDS * {"slow": 33, "endless": 10_000}.get(model, 1)):
             if model == "dies" and number == 2:
                 raise ConnectionResetError("the server dies")
             yield event(model, {"content": word})
