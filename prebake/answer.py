@@ -107,10 +107,6 @@ class Answer(_Fields):
         """Until when it is good, UTC."""
         return _EPOCH + timedelta(microseconds=self.expires_us)
 
-    def is_good(self, now: datetime) -> bool:
-        """Whether it has not expired at ``now`` (aware)."""
-        return now.timestamp() * 1e6 < self.expires_us
-
     def encode(self) -> bytes:
         """The stored value. Raises SnapshotError for counts or names that no answer can have."""
         names = orjson.dumps(tuple(self.names))

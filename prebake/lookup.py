@@ -81,12 +81,13 @@ class AnswerStore:
         if value is None:
             return None
         answer = Answer.decode(fingerprint, value)
-        return answer if answer.is_good(now) else None
+        return answer if now.timestamp() * 1e6 < answer.expires_us else None
 
     def lookup(self, body: Any, routes: Routes, tenant: str | None, now: datetime) -> Lookup:
         """The answer to the parsed JSON body of a request, with its key or the reason why it was not looked up."""
         key = key_request(body, routes, tenant)
-        return Lookup(self.get(key.fingerprint, now) if isinstance(key, Keyed) else None, key)
+        answer = self.get(key.fingerprint, now) if isinstance(key, Keyed) else None
+        return tuple.__new__(Lookup, (answer, key))
 
     def __contains__(self, fingerprint: bytes) -> bool:
         """Whether there is an answer with that key, expired or not."""
@@ -138,9 +139,7 @@ def _map(data: Path) -> lmdb.Environment:
             file = data.stat()
             environment = _mapped.get((file.st_dev, file.st_ino))
             if environment is None:
-                environment = lmdb.open(
-                    str(data), subdir=False, readonly=True, lock=False, readahead=False, map_size=file.st_size
-                )
+                environment = lmdb.open(str(data), subdir=False, readonly=True, lock=False, map_size=file.st_size)
                 _mapped[file.st_dev, file.st_ino] = environment
             return environment
     except lmdb.Error as error:
