@@ -1,0 +1,1 @@
+"""Reading query logs: which files, in which format, in which layout, and how their rows become the query log's."""

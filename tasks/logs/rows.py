@@ -1,0 +1,176 @@
+"""From rows of a log to rows of the query log: time, who, route, fingerprint. The hot loop of ingest.
+
+In: blocks of one file. Out: Parquet files by day, ready to be committed, and a tally of what was read, rejected and
+passed over. A request that was asked before is not worked out again: what it becomes is remembered by its body.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
+
+import orjson
+
+from prebake.request import DELIVERY_FIELDS, Bypass, key_request, last_user_text, model_request, user_turns
+from prebake.settings import Settings
+from prebake.user import hash_user
+from storage.delta import DataFile
+from storage.query_log import DayFiles, Request
+from tasks.logs.presets import preset_named
+from tasks.logs.readers import Block, Lines, Rows, too_long
+from tasks.logs.times import parse_time
+from tasks.logs.trouble import NotARequestError, RowError
+
+# Bounds of what one RowReader remembers: requests, by the bytes of their texts and keys, and users.
+_TEXT_BYTES: Final = 64 * 2**20
+_USERS: Final = 200_000
+
+
+@dataclass
+class Tally:
+    """What became of the rows of a block or a file: ``rejects`` as (line, reason), ``files`` once they are whole."""
+
+    rows: int = 0
+    rejects: list[tuple[int, str]] = field(default_factory=list)
+    bypassed: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    files: list[DataFile] = field(default_factory=list)
+
+    def __iadd__(self, other: Tally) -> Tally:
+        self.rows += other.rows
+        self.rejects += other.rejects
+        self.bypassed += other.bypassed
+        self.passed_over += other.passed_over
+        self.files += other.files
+        return self
+
+
+class Job(NamedTuple):
+    """What every block of a run needs to know."""
+
+    settings: Settings
+    preset: str
+    salt: bytes
+    latest_us: int
+
+
+class RowReader:
+    """Reads rows in the same way, block after block, whatever file they are of."""
+
+    def __init__(self, job: Job) -> None:
+        self._routes = job.settings.route_table
+        self._read = preset_named(job.preset, job.settings.ingest)
+        self._zone = ZoneInfo(job.settings.ingest.time_zone)
+        self._max_row_bytes = job.settings.ingest.max_row_bytes
+        self._latest_us = job.latest_us
+        self._salt = job.salt
+        self._users: dict[str, int] = {}
+        self._requests: dict[tuple[bytes, str | None], Request] = {}
+        self._text_bytes = 0
+
+    def read(self, block: Block, into: DayFiles) -> Tally:
+        """Read the rows of a block and write them. Raises OSError if the disk refuses."""
+        tally = Tally()
+        for line, row in self._rows(block, tally):
+            try:
+                self._add(row, into, tally)
+            except RowError as error:
+                tally.rejects.append((line, str(error)))
+            except NotARequestError as reason:
+                tally.passed_over[str(reason)] += 1
+        return tally
+
+    def _rows(self, block: Block, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
+        if isinstance(block, Rows):
+            yield from block.rows
+        elif isinstance(block, Lines):
+            yield from self._parsed(block, tally)
+        else:
+            yield from enumerate(block.data.to_pylist(), block.first)
+
+    def _parsed(self, block: Lines, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
+        loads = orjson.loads
+        for line, text in enumerate(block.data.split(b"\n"), block.first):
+            if len(text) > self._max_row_bytes:
+                tally.rejects.append((line, too_long(self._max_row_bytes)))
+                continue
+            try:
+                row = loads(text)
+            except orjson.JSONDecodeError as error:
+                if text.strip():
+                    tally.rejects.append((line, f"not valid JSON at character {error.pos + 1}: {error.msg}"))
+                continue
+            if isinstance(row, dict):
+                yield line, row
+            else:
+                tally.rejects.append((line, "expected a JSON object"))
+
+    def _add(self, row: dict[str, Any], into: DayFiles, tally: Tally) -> None:
+        time, body, tenant, user, prompt_tokens, completion_tokens, cache, user_hash = self._read(row)
+        ts_us = parse_time(time, self._zone)
+        if ts_us > self._latest_us:
+            raise RowError("the time lies in the future (ingest.max_future_hours)")
+        request = self._request(body, tenant)
+        if user is not None:
+            user_hash = self._hash(user)
+        into.add(request, ts_us, user_hash, prompt_tokens, completion_tokens, cache)
+        tally.rows += 1
+        if request.bypass is not None:
+            tally.bypassed[request.bypass] += 1
+
+    def _hash(self, user: str) -> int:
+        hashed = self._users.get(user)
+        if hashed is None:
+            if len(self._users) >= _USERS:
+                self._users.clear()
+            hashed = self._users[user] = hash_user(user, self._salt)
+        return hashed
+
+    def _request(self, body: dict[str, Any], tenant: str | None) -> Request:
+        body = {name: value for name, value in body.items() if name not in DELIVERY_FIELDS}
+        try:
+            key = (orjson.dumps(body), tenant)
+        except TypeError:
+            raise RowError("body: not what JSON can say") from None
+        request = self._requests.get(key)
+        if request is None:
+            request = self._worked_out(body, tenant)
+            self._text_bytes += 2 * len(key[0]) + 400
+            if self._text_bytes > _TEXT_BYTES:
+                self._requests.clear()
+                self._text_bytes = 0
+            self._requests[key] = request
+        return request
+
+    def _worked_out(self, body: dict[str, Any], tenant: str | None) -> Request:
+        model = body.get("model")
+        if not isinstance(model, str) or not model:
+            raise RowError("no model: expected a text in model")
+        if not isinstance(body.get("messages"), list):
+            raise RowError("no messages: expected a chat request; is the preset right?")
+        keyed = key_request(body, self._routes, tenant)
+        if isinstance(keyed, Bypass):
+            turns, prompt = _shown(body)
+            return Request(None, tenant, None, None, keyed.value, turns, model, None, prompt)
+        return Request(
+            keyed.route.name,
+            tenant,
+            keyed.scope,
+            keyed.fingerprint,
+            None,
+            user_turns(body),
+            model,
+            model_request(body, self._routes).decode(),
+            last_user_text(body),
+        )
+
+
+def _shown(body: dict[str, Any]) -> tuple[int, str]:
+    """Turns and prompt of a request that is never answered from the store, as far as it has them."""
+    try:
+        return user_turns(body), last_user_text(body)
+    except (AttributeError, KeyError, TypeError):  # a request of any shape: images, parts without text, no roles
+        return 0, ""

@@ -1,0 +1,76 @@
+"""Times as logs write them, to microseconds since 1970 in UTC."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from prebake.errors import SettingsError
+from tasks.logs.trouble import RowError
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST_US: Final = 946_684_800_000_000  # 2000-01-01: anything before is a wrong unit or a broken clock
+_EXPECTED: Final = "expected ISO 8601 or seconds, milli-, micro- or nanoseconds since 1970"
+
+
+def parse_time(value: Any, zone: tzinfo) -> int:
+    """Microseconds since 1970 in UTC of an ISO 8601 text, a datetime or a number (its unit told by its size).
+
+    A time that names no zone is taken in ``zone``; an hour that the clocks repeat is taken as its first pass.
+    Raises RowError for anything else, and for times before the year 2000.
+    """
+    if isinstance(value, str):
+        try:
+            moment = _of_datetime(datetime.fromisoformat(value), zone)
+        except (ValueError, OverflowError):
+            moment = _of_number_text(value)
+    elif isinstance(value, datetime):
+        moment = _of_datetime(value, zone)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        moment = _of_number(value)
+    else:
+        raise RowError(f"no time that can be read, {_EXPECTED}")
+    if moment < _EARLIEST_US:
+        raise RowError("the time lies before the year 2000; is its unit right?")
+    return moment
+
+
+def _of_datetime(value: datetime, zone: tzinfo) -> int:
+    if value.tzinfo is None:
+        value = value.replace(tzinfo=zone)
+    # Faster than dividing timedeltas, and exact: a microsecond count of this century fits a double.
+    return round(value.timestamp() * 1_000_000)
+
+
+def _of_number(value: float) -> int:
+    try:
+        for below, per_unit in ((1e11, 1_000_000), (1e14, 1_000), (1e17, 1)):
+            if value < below:
+                return int(value * per_unit)
+        return int(value // 1_000)
+    except (OverflowError, ValueError):
+        raise RowError(f"no time that can be read, {_EXPECTED}") from None
+
+
+def _of_number_text(value: str) -> int:
+    try:
+        number = int(value) if value.isdecimal() else float(value)
+    except ValueError:
+        raise RowError(f"no time that can be read, {_EXPECTED}") from None
+    return _of_number(number)
+
+
+def latest_us(now: datetime, max_future_hours: float) -> int:
+    """The latest time a row may have, in microseconds since 1970."""
+    return (now + timedelta(hours=max_future_hours) - _EPOCH) // timedelta(microseconds=1)
+
+
+def zone_named(name: str) -> ZoneInfo:
+    """The IANA time zone; SettingsError if there is none of that name."""
+    try:
+        return ZoneInfo(name)
+    except (KeyError, OSError, ValueError):  # unknown; a folder of zones; a path out of them
+        raise SettingsError(
+            f"ingest.time_zone: {name!r} is no IANA time zone; expected one like Europe/Berlin"
+        ) from None

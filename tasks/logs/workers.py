@@ -1,0 +1,145 @@
+"""Who reads the blocks: this process for a small file, one process per core for a large one.
+
+A worker holds nothing but the rows of the file that is being read. It ends when its pipe closes, so none outlives the
+process that started it, however that one dies.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from prebake.errors import PrebakeError
+from storage.query_log import DayFiles
+from tasks.logs.readers import Block
+from tasks.logs.rows import Job, RowReader, Tally
+
+# Below this a worker's start (half a second) costs more than it saves.
+SMALL_BYTES: Final = 16 * 2**20
+
+
+class Readers(Protocol):
+    """Whoever reads the blocks of a file."""
+
+    def read(self, blocks: Iterable[Block], folder: Path, source: str) -> Iterator[Tally]:
+        """Read all blocks of one file; the last tallies name the Parquet files, which lie in ``folder``."""
+
+
+class Alone:
+    """This process reads the blocks itself."""
+
+    def __init__(self, job: Job) -> None:
+        self._reader = RowReader(job)
+
+    def read(self, blocks: Iterable[Block], folder: Path, source: str) -> Iterator[Tally]:
+        """Read block after block. Raises OSError if the disk refuses."""
+        files = DayFiles(folder, source)
+        for block in blocks:
+            yield self._reader.read(block, files)
+        yield Tally(files=files.finish())
+
+
+class Workers:
+    """Processes that read blocks side by side, each with at most one block in hand."""
+
+    def __init__(self, job: Job, count: int | None = None) -> None:
+        context = multiprocessing.get_context("spawn")  # fork would copy the threads of Arrow and Delta half alive
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(count or os.cpu_count() or 1):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, job), name="prebake-ingest", daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.kill()  # nothing of theirs is worth waiting for: what counts is in files that are whole
+            process.join()
+
+    def read(self, blocks: Iterable[Block], folder: Path, source: str) -> Iterator[Tally]:
+        """Hand out block after block. Raises OSError if the disk refuses, PrebakeError if a worker dies."""
+        for number, pipe in enumerate(self._pipes):
+            own = folder / str(number)
+            own.mkdir()
+            _send(pipe, (own, source))
+        idle, busy = list(self._pipes), list[Connection]()
+        for block in blocks:
+            if not idle:
+                ready = _ready(busy)
+                yield _receive(ready)
+                busy.remove(ready)
+                idle.append(ready)
+            pipe = idle.pop()
+            _send(pipe, block)
+            busy.append(pipe)
+        for pipe in busy:
+            yield _receive(pipe)
+        for pipe in self._pipes:
+            _send(pipe, None)
+        for pipe in self._pipes:
+            yield _receive(pipe)
+
+
+def _ready(busy: list[Connection]) -> Connection:
+    ready = wait(busy)[0]
+    return next(pipe for pipe in busy if pipe is ready)
+
+
+def _send(pipe: Connection, message: object) -> None:
+    try:
+        pipe.send(message)
+    except OSError:
+        raise _died() from None
+
+
+def _receive(pipe: Connection) -> Tally:
+    try:
+        answer = pipe.recv()
+    except (EOFError, OSError):
+        raise _died() from None
+    if isinstance(answer, BaseException):
+        raise answer
+    tally: Tally = answer
+    return tally
+
+
+def _died() -> PrebakeError:
+    return PrebakeError("an ingest worker was killed, out of memory perhaps; nothing is half-written, run it again")
+
+
+def _work(pipe: Connection, job: Job) -> None:
+    """A worker's life: (folder, source) begins a file, None ends it, anything else is a block of it."""
+    # Ctrl-C and SIGTERM reach the whole group; the parent decides, and its pipe says so.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reader = RowReader(job)
+    files: DayFiles
+    try:
+        while True:
+            message = pipe.recv()
+            if isinstance(message, tuple):
+                files = DayFiles(*message)
+                continue
+            try:
+                answer: object = Tally(files=files.finish()) if message is None else reader.read(message, files)
+            except OSError as error:
+                answer = error
+            pipe.send(answer)
+    except (EOFError, OSError):
+        return
