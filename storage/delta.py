@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 import deltalake
 import pyarrow as pa
@@ -29,6 +31,17 @@ from storage.objects import TABLES, Objects
 
 _TRIES: Final = 20
 _KEEP_HOURS: Final = 7 * 24
+# The writer holds open one file for each day of the data, each with these buffers for each column: small ones keep
+# an append over a month of log at some hundreds of MB, however many rows it has.
+_WRITER: Final = deltalake.WriterProperties(
+    compression="ZSTD",
+    max_row_group_size=131_072,
+    write_batch_size=256,
+    data_page_size_limit=2**17,
+    dictionary_page_size_limit=2**17,
+)
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+_TREE: Final = re.compile(r"\s*(?:->|↳)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,11 @@ class DeltaTable:
                     return False
                 try:
                     deltalake.write_deltalake(
-                        handle, self._conform(data), mode="append", commit_properties=_commit(once)
+                        handle,
+                        self._conform(data),
+                        mode="append",
+                        writer_properties=_WRITER,
+                        commit_properties=_commit(once),
                     )
                 except CommitFailedError:
                     if isinstance(data, pa.RecordBatchReader):  # consumed: only the other one's commit can save it
@@ -111,6 +128,7 @@ class DeltaTable:
                     self._conform(data),
                     mode="overwrite",
                     predicate=f"day in ({quoted})",
+                    writer_properties=_WRITER,
                     commit_properties=_commit(None),
                 )
             except CommitFailedError:
@@ -128,7 +146,9 @@ class DeltaTable:
         """Absolute addresses of the Parquet files of the newest version."""
         with self._sentences("read"):
             handle = self._open()
-            return sorted(handle.file_uris()) if handle else []
+            files = handle.file_uris() if handle else []
+        # On disk they come as URLs without a scheme: an umlaut or a blank of the path is %-encoded.
+        return sorted(files if "://" in self.uri else map(unquote, files))
 
     def days(self) -> list[date]:
         """The days that have rows, in order."""
@@ -240,9 +260,14 @@ class DeltaTable:
         try:
             yield
         except (DeltaError, OSError) as error:
-            # Only the first line: the ones after it show rows, and rows are people's prompts.
-            reason = str(error).strip().split("\n", 1)[0]
-            raise StorageError(f"{self.uri}: cannot {what} the table: {reason}") from error
+            raise StorageError(f"{self.uri}: cannot {what} the table: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """One line of deltalake's tree of causes, without the rows it may show: rows are people's prompts."""
+    told = str(error).split("Preview of invalid data")[0]
+    causes = (" ".join(cause.split()) for cause in _TREE.split(_COLOUR.sub("", told)))
+    return ": ".join(cause.rstrip(":.") for cause in causes if cause)
 
 
 def _commit(once: str | None) -> deltalake.CommitProperties:

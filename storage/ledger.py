@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL
 
 from prebake.errors import ConflictError, LeaseLostError
 from storage import ledger_schema as schema
@@ -251,7 +252,7 @@ class Ledger:
         self._database.close()
 
 
-def open_ledger(url: str, *, patience_s: float = PATIENCE_S) -> Ledger:
+def open_ledger(url: str | URL, *, patience_s: float = PATIENCE_S) -> Ledger:
     """The ledger at that SQLAlchemy URL, its tables made or upgraded.
 
     ``patience_s``: how long each call waits while the database is away. Raises SettingsError for a URL that is none,

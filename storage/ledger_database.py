@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class LedgerDatabase:
     """Connections to one ledger; SQLite's writers queue, PostgreSQL's lock rows."""
 
-    def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, url: str | URL, *, patience_s: float = PATIENCE_S) -> None:
         self._url = _parse(url)
         self.place = self._url.render_as_string(hide_password=True)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
@@ -98,7 +98,7 @@ class LedgerDatabase:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
 
-def _parse(url: str) -> URL:
+def _parse(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
         parsed.get_dialect()

@@ -6,17 +6,20 @@ which exactly one of several concurrent writers wins. Each object is read and wr
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from prebake.errors import StorageError
+from prebake.errors import SettingsError, StorageError
 from prebake.settings import Store
 
 S3_SCHEME: Final = "s3://"
 TABLES: Final = "tables"
+# deltalake 1.6 decodes %XX in local paths once too often and panics on the others.
+_UNFIT: Final = re.compile(r"%[0-9A-Fa-f]{2}|[\[\]|^\\]|[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,14 @@ def open_objects(store: Store) -> Objects:
 
         return S3Objects(store.root, endpoint_url=store.s3_endpoint_url)
     if "://" in store.root:
-        raise StorageError(f"store.root: {store.root!r} is neither a folder nor s3://bucket/prefix; set one of the two")
+        raise SettingsError(
+            f"store.root: {store.root!r} is neither a folder nor s3://bucket/prefix; set one of the two"
+        )
+    if found := _UNFIT.search(store.root):
+        raise SettingsError(
+            f"store.root: {store.root!r} has {found[0]!r} in it, which Delta tables cannot have in their address; "
+            "choose another folder"
+        )
     from storage.objects_local import LocalObjects
 
     return LocalObjects(Path(store.root))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import boto3
 from botocore.config import Config
@@ -15,6 +15,13 @@ from prebake.errors import ConflictError, SettingsError, StorageError
 from storage.objects import S3_SCHEME, ObjectInfo, Objects, check_key
 
 _CONFIG: Final = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 5})
+_TABLE_OPTIONS: Final = {
+    "aws_conditional_put": "etag",
+    "connect_timeout": "5s",
+    "timeout": "60s",
+    "max_retries": "5",
+    "retry_timeout": "60s",
+}
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 # 412: the condition does not hold; 409: another conditional put on the key won while this one ran.
 _CONFLICT: Final = frozenset({"412", "409", "PreconditionFailed", "ConditionalRequestConflict"})
@@ -50,7 +57,9 @@ class S3Objects(Objects):
 
     def replace(self, key: str, data: bytes, etag: str | None) -> str:
         """Put with ``If-Match``."""
-        return self.create(key, data) if etag is None else self._put(key, data, IfMatch=etag)
+        if etag is None:
+            return self.create(key, data)
+        return self._put(key, data, missing_is_conflict=True, IfMatch=etag)
 
     def stat(self, key: str) -> ObjectInfo | None:
         """Ask for the object's head."""
@@ -92,7 +101,7 @@ class S3Objects(Objects):
 
     def table_options(self) -> dict[str, str]:
         """What boto3 found, handed on, so that both ways to S3 are the same user in the same region."""
-        options = {"aws_conditional_put": "etag", "aws_region": self._s3.meta.region_name or "us-east-1"}
+        options = _TABLE_OPTIONS | {"aws_region": self._s3.meta.region_name or "us-east-1"}
         if self._endpoint_url:
             options["aws_endpoint"] = self._endpoint_url
             options["aws_allow_http"] = str(self._endpoint_url.startswith("http://")).lower()
@@ -108,9 +117,16 @@ class S3Objects(Objects):
     def _address(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
 
-    def _put(self, key: str, data: bytes, **condition: Any) -> str:
+    def _put(self, key: str, data: bytes, *, missing_is_conflict: bool = False, **condition: str) -> str:
         with self._sentences(key):
-            etag: str = self._s3.put_object(**self._address(key), Body=data, **condition)["ETag"]
+            try:
+                etag: str = self._s3.put_object(**self._address(key), Body=data, **condition)["ETag"]
+            except ClientError as error:
+                if _code(error) in _CONFLICT or (missing_is_conflict and _code(error) in _MISSING):
+                    raise ConflictError(
+                        f"{self.uri}/{key}: changed by somebody else meanwhile; read it again"
+                    ) from None
+                raise
             return etag
 
     @contextmanager
@@ -119,8 +135,8 @@ class S3Objects(Objects):
         try:
             yield
         except ClientError as error:
-            if _code(error) in _CONFLICT:
-                raise ConflictError(f"{place}: changed by somebody else meanwhile; read it again") from None
+            if _code(error) in _MISSING:
+                raise StorageError(f"{place}: there is no such object") from None
             raise StorageError(f"{place}: S3 refused: {error}") from error
         except BotoCoreError as error:
             raise StorageError(f"{place}: S3 cannot be used: {error}") from error

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
+from sqlalchemy.engine import URL
+
 from prebake.errors import ConflictError, SettingsError, StorageError
 from prebake.settings import Settings
 from prebake.tables import ANSWERS, DAILY_COUNTS, PLAN, QUERY_LOG, REJECTS
@@ -55,7 +57,7 @@ def open_store(settings: Settings) -> Iterator[Store]:
         )
 
 
-def ledger_url(settings: Settings, objects: Objects) -> str:
+def ledger_url(settings: Settings, objects: Objects) -> str | URL:
     """The ledger's SQLAlchemy URL: as set, else SQLite in the store's folder."""
     if settings.store.ledger_url:
         return settings.store.ledger_url
@@ -65,7 +67,7 @@ def ledger_url(settings: Settings, objects: Objects) -> str:
             f"store.ledger_url: a store in S3 ({objects.uri}) needs one; set it to "
             "postgresql+psycopg://user:password@host/database"
         )
-    return f"sqlite:///{file}"
+    return URL.create("sqlite", database=str(file))
 
 
 def user_salt(settings: Settings, objects: Objects) -> bytes:

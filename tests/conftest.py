@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +86,12 @@ class S3:
 def s3_server() -> Iterator[str]:
     """Address of a moto server with the bucket ``prebake``; credentials come by the environment."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    # A process of its own: deltalake holds the interpreter's lock in some calls, and a thread could not answer it.
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_port(port, server)
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {
             "AWS_ACCESS_KEY_ID": "testing",
@@ -97,10 +100,11 @@ def s3_server() -> Iterator[str]:
             "AWS_EC2_METADATA_DISABLED": "true",
         }.items():
             environment.setenv(name, value)
-        address = f"http://{host}:{port}"
+        address = f"http://127.0.0.1:{port}"
         boto3.client("s3", endpoint_url=address).create_bucket(Bucket="prebake")
         yield address
-    server.stop()
+    server.kill()
+    server.wait()
 
 
 @pytest.fixture
@@ -140,3 +144,17 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Until the server listens; fails if it ended or a minute has passed."""
+    give_up = time.monotonic() + 60
+    while server.poll() is None and time.monotonic() < give_up:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    server.kill()
+    raise RuntimeError(f"{server.args}: does not listen on port {port}")
