@@ -186,4 +186,29 @@ GATEWAY_LOG = Table(
     partition_by=(),
 )
 
+# What the ledger knows, shown as a view beside the tables.
+RUNS = Table(
+    "runs",
+    "Every run of the night and of its steps, from the ledger.",
+    (
+        Column("run_id", pa.string(), "The run; later ones sort after earlier ones"),
+        Column("kind", pa.string(), "What ran: nightly, or one step"),
+        Column("day", pa.date32(), "Day of the plan it worked on", "UTC day", nullable=True),
+        Column("params", pa.string(), "What it was started with", "JSON"),
+        Column("status", pa.string(), "running, or how it ended"),
+        Column("started_at", TIME, "When it began", "UTC"),
+        Column("finished_at", TIME, "When it ended", "UTC", nullable=True),
+        Column("summary", pa.string(), "What it said at its end", "JSON"),
+    ),
+    partition_by=(),
+)
+
+# The newest row of each fingerprint, for questions about what is known now.
+ANSWERS_CURRENT = Table(
+    "answers_current",
+    "The newest answer of each fingerprint; status and expires_at say whether it may be served.",
+    ANSWERS.columns,
+    partition_by=(),
+)
+
 TABLES = (QUERY_LOG, REJECTS, DAILY_COUNTS, PLAN, ANSWERS)

@@ -1,0 +1,123 @@
+"""SQL over everything that stays: views for ``prebake sql``, and one file that any DuckDB client opens by itself.
+
+In: the store. Out: the tables of ``prebake/tables.py`` and the ledger's runs as documented views. Fingerprints, bytes
+in the tables, are shown as 32 hexadecimal digits: what logs, ``explain`` and other tools show, and what can be typed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+
+from prebake.errors import StorageError
+from prebake.tables import ANSWERS, ANSWERS_CURRENT, DAILY_COUNTS, FINGERPRINT, PLAN, QUERY_LOG, REJECTS, RUNS, Table
+from storage.store import Store
+
+FILE: Final = "answers.duckdb"
+
+# Nothing is ever downloaded, and times are shown in UTC wherever the machine stands.
+_CONFIG: Final = {"autoinstall_known_extensions": "false", "TimeZone": "UTC"}
+_PUBLISHED: Final = (DAILY_COUNTS, PLAN, ANSWERS)
+
+
+def connect(store: Store) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with a view of each table as it is now, with ``answers_current`` and ``runs``."""
+    connection = duckdb.connect(config=dict(_CONFIG))
+    for table in (QUERY_LOG, REJECTS, DAILY_COUNTS, PLAN, ANSWERS):
+        _show(connection, "view", table, store)
+    _show_current_answers(connection)
+    _show_runs(connection, "view", store)
+    return connection
+
+
+def write_catalog(store: Store) -> str:
+    """Publish ``answers.duckdb`` in the store; returns its key.
+
+    It holds daily counts, plan, answers and runs, and shows the query log where that is on the same disk. Readers who
+    have the last one open keep it: the new file takes its name at once. Raises StorageError if it cannot be written.
+    """
+    with TemporaryDirectory(prefix="prebake-catalog-") as folder:
+        file = Path(folder, FILE)
+        try:
+            with duckdb.connect(str(file), config=dict(_CONFIG)) as connection:
+                for table in _PUBLISHED:
+                    _show(connection, "table", table, store)
+                _show_current_answers(connection)
+                _show_runs(connection, "table", store)
+                _show_query_log(connection, store)
+        except duckdb.Error as error:
+            reason = str(error).split("\n", 1)[0]
+            raise StorageError(f"{file}: the catalog cannot be written: {reason}; free space or set TMPDIR") from error
+        store.objects.upload(FILE, file)
+    return FILE
+
+
+def _show(connection: duckdb.DuckDBPyConnection, kind: str, table: Table, store: Store) -> None:
+    rows = getattr(store, table.name).scan()
+    _create(connection, kind, table, f"{table.name}_rows", rows)
+
+
+def _show_runs(connection: duckdb.DuckDBPyConnection, kind: str, store: Store) -> None:
+    rows = [
+        {**vars(run), "params": json.dumps(run.params), "summary": json.dumps(run.summary), "status": str(run.status)}
+        for run in store.ledger.runs()
+    ]
+    _create(connection, kind, RUNS, "runs_rows", pa.Table.from_pylist(rows, RUNS.schema))
+
+
+def _show_current_answers(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(
+        "create view answers_current as from answers "
+        "qualify row_number() over (partition by fingerprint order by baked_at desc, run_id desc) = 1"
+    )
+    _comment(connection, "view", ANSWERS_CURRENT)
+
+
+def _show_query_log(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+    """As a view on the Parquet files: the log is large, and already beside."""
+    if store.objects.local_path(FILE) is None:
+        return
+    files = store.query_log.files()
+    if not files:
+        _show(connection, "table", QUERY_LOG, store)
+        return
+    rows = f"read_parquet({_literal(files)}, hive_partitioning = true, hive_types = {{'day': date}})"
+    connection.execute(f"create view query_log as select {_columns(QUERY_LOG)} from {rows}")
+    _comment(connection, "view", QUERY_LOG)
+
+
+def _create(
+    connection: duckdb.DuckDBPyConnection, kind: str, table: Table, name: str, rows: pa.Table | pa.dataset.Dataset
+) -> None:
+    connection.register(name, rows)
+    connection.execute(f"create {kind} {table.name} as select {_columns(table)} from {name}")
+    if kind == "table":
+        connection.unregister(name)
+    _comment(connection, kind, table)
+
+
+def _columns(table: Table) -> str:
+    return ", ".join(
+        f'lower(hex("{column.name}")) as "{column.name}"' if column.type == FINGERPRINT else f'"{column.name}"'
+        for column in table.columns
+    )
+
+
+def _comment(connection: duckdb.DuckDBPyConnection, kind: str, table: Table) -> None:
+    connection.execute(f"comment on {kind} {table.name} is {_literal(table.meaning)}")
+    for column in table.columns:
+        unit = "32 hexadecimal digits" if column.type == FINGERPRINT else column.unit
+        text = f"{column.meaning} ({unit})" if unit else column.meaning
+        connection.execute(f'comment on column {table.name}."{column.name}" is {_literal(text)}')
+
+
+def _literal(value: str | Iterable[str]) -> str:
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return f"[{', '.join(map(_literal, value))}]"
