@@ -1,0 +1,107 @@
+"""What we ask of a Prefect server: the work pool, the schedule's switch, the end of runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+from prefect.workers.process import ProcessWorker
+
+SCHEDULED: Final = "nightly/nightly"
+_SILENT: Final = "prebake: a run without a heartbeat has crashed"
+_SILENT_AFTER_S: Final = 90
+
+
+class Prefect:
+    """A Prefect server, reached by its API."""
+
+    def __init__(self, client: SyncPrefectClient) -> None:
+        self._client = client
+
+    @classmethod
+    @contextmanager
+    def at(cls, url: str) -> Iterator[Prefect]:
+        """The server at that address."""
+        with SyncPrefectClient(f"{url}/api") as client:
+            yield cls(client)
+
+    def make_pool(self, name: str) -> None:
+        """Make the work pool if it is not there; one that is there stays as its owner set it."""
+        try:
+            self._client.read_work_pool(name)
+        except ObjectNotFound:
+            template = ProcessWorker.get_default_base_job_template()
+            self._client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+
+    def is_scheduled(self, deployment: str) -> bool:
+        """Whether somebody switched the deployment's schedule on; False where there is none yet."""
+        try:
+            return any(schedule.active for schedule in self._client.read_deployment_by_name(deployment).schedules)
+        except ObjectNotFound:
+            return False
+
+    def schedule(self, deployment: str, active: bool) -> None:
+        """Switch the deployment's schedules on or off: deploying anew must not undo what the owner chose."""
+        found = self._client.read_deployment_by_name(deployment)
+        for schedule in found.schedules:
+            self._client.update_deployment_schedule(found.id, schedule.id, active=active)
+
+    def crash_silent_runs(self) -> None:
+        """Let the server mark runs whose process died as crashed; else they would hold their place for ever."""
+        if not self._client.read_automations_by_name(_SILENT):
+            self._client.create_automation(_silent_runs())
+
+    def cancel(self, pool: str, ours: Callable[[int], bool], *, within_s: float) -> None:
+        """Cancel the pool's runs whose process id is ``ours``, and wait for their end."""
+        runs = [run for run in self._started(pool) if run.infrastructure_pid and ours(_pid(run.infrastructure_pid))]
+        for run in runs:
+            self._client.set_flow_run_state(run.id, Cancelling(message="Prefect was told to stop"))
+        deadline = time.monotonic() + within_s
+        while any(not self._is_over(run) for run in runs) and time.monotonic() < deadline:
+            time.sleep(0.5)
+
+    def _started(self, pool: str) -> list[FlowRun]:
+        states = {"state": {"type": {"any_": [StateType.PENDING, StateType.RUNNING]}}}
+        return self._client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate(states),
+            work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
+        )
+
+    def _is_over(self, run: FlowRun) -> bool:
+        state = self._client.read_flow_run(run.id).state
+        return state is not None and state.is_final()
+
+
+def _pid(infrastructure_pid: str) -> int:
+    return int(infrastructure_pid.rsplit(":", 1)[-1])
+
+
+def _silent_runs() -> AutomationCore:
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    return AutomationCore(
+        name=_SILENT,
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ends},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=_SILENT_AFTER_S),
+        ),
+        actions=[
+            ChangeFlowRunState(state=StateType.CRASHED, message=f"no sign of life for {_SILENT_AFTER_S} s"),
+        ],
+    )
