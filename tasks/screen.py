@@ -235,8 +235,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 _PERSONAL: Final[tuple[tuple[str, Callable[[str], bool]], ...]] = (
-    ("e-mail address", _has_email),
     ("address with a login", _has_url_with_credentials),
+    ("e-mail address", _has_email),
     ("key or token", _has_secret),
     ("IBAN", _has_iban),
     ("card number", _has_card),
