@@ -87,7 +87,7 @@ def _decisions(axes: Axes, decided: Sequence[tuple[str, str, int]]) -> None:
     numbers = [number for _, _, number in shown]
     bars = axes.barh(range(len(shown)), numbers, color=[COLOURS[decision] for decision, _, _ in shown], height=0.7)
     axes.bar_label(bars, [f"{number:,}" for number in numbers], padding=4, fontsize=9, color=_INK)
-    axes.set_yticks(range(len(shown)), labels)
+    axes.set_yticks(range(len(shown)), labels, parse_math=False)  # a pattern may hold dollar signs
     axes.invert_yaxis()
     axes.set_xlim(0, max(numbers, default=1) * 1.18)
     axes.xaxis.set_visible(False)
