@@ -93,10 +93,18 @@ class EngineProcess:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._wait_for_group()
         if self._reaper.stdin is not None and not self._reaper.stdin.closed:
             self._reaper.stdin.close()
         self._reaper.wait()
         self._log.close()
+
+    def _wait_for_group(self) -> None:
+        deadline = time.monotonic() + _CLOSE_S
+        with suppress(ProcessLookupError, PermissionError):
+            while time.monotonic() < deadline:
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.01)
 
     def _send_or_die(self, message: Any) -> None:
         try:

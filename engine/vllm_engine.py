@@ -26,6 +26,7 @@ class _Flight:
 
     prompt: Prompt
     resumed: Partial | None
+    sampling: SamplingParams
     added_s: float
 
 
@@ -69,7 +70,7 @@ class VllmEngine:
             reason = " ".join(str(error).split()) or type(error).__name__
             self._refused.append(Completion(prompt.key, Status.REFUSED, error=reason))
         else:
-            self._flights[prompt.key.hex()] = _Flight(prompt, resumed, time.monotonic())
+            self._flights[prompt.key.hex()] = _Flight(prompt, resumed, sampling, time.monotonic())
 
     def step(self) -> list[Completion]:
         """What finished in the next step of the engine; blocks for that long."""
@@ -114,13 +115,20 @@ class VllmEngine:
             flight.prompt.key,
             status,
             finish_reason=answer.finish_reason,
-            message={"role": "assistant", "content": self._reader.text(token_ids) if before.token_ids else answer.text},
+            message={"role": "assistant", "content": self._text(flight, output, token_ids)},
             prompt_tokens=len(output.prompt_token_ids) - len(before.token_ids),
             completion_tokens=len(token_ids),
             mean_logprob=logprob_sum / len(token_ids) if logprob_sum is not None and token_ids else None,
             engine_s=engine_s,
             resumed_tokens=len(before.token_ids),
         )
+
+    def _text(self, flight: _Flight, output: Any, token_ids: tuple[int, ...]) -> str:
+        answer = output.outputs[0]
+        if flight.resumed is None:
+            return str(answer.text)
+        prompt_ids = output.prompt_token_ids[: -len(flight.resumed.token_ids)]
+        return self._reader.text(prompt_ids, token_ids, flight.sampling, stopped=answer.finish_reason == "stop")
 
 
 def _arguments(settings: EngineSettings) -> dict[str, Any]:

@@ -11,12 +11,15 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, Final
 
 import orjson
 from vllm import SamplingParams
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.renderers import ChatParams, TokenizeParams
+from vllm.utils.mistral import is_mistral_tokenizer
+from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 from engine.interface import Prompt
 
@@ -61,7 +64,9 @@ class RequestReader:
         self._model_config = llm.model_config
         self._defaults = llm.model_config.get_diff_sampling_param()
         self._tokenizer = llm.get_tokenizer()
-        self._control = _any_of(getattr(self._tokenizer, "all_special_tokens", []))
+        # Mistral's own tokenizer makes tokens of messages without a text in between: nothing to be misread.
+        self._tokenizes_itself = is_mistral_tokenizer(self._tokenizer)
+        self._control = None if self._tokenizes_itself else _any_of(self._tokenizer.all_special_tokens)
         # Private-use characters around a random word: no template changes them, no user can guess them.
         self._mark = f"\ue000{secrets.token_hex(8)}:"
         self._asked = lru_cache(maxsize=256)(self._read_params)
@@ -78,9 +83,16 @@ class RequestReader:
         limits = TokenizeParams(max_total_tokens=self._model_config.max_model_len, add_special_tokens=False)
         return self._from_tokens([*engine_input["prompt_token_ids"], *token_ids], limits)
 
-    def text(self, token_ids: tuple[int, ...]) -> str:
-        """The text of an answer's tokens."""
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+    def text(
+        self, prompt_ids: list[int], token_ids: tuple[int, ...], sampling: SamplingParams, *, stopped: bool
+    ) -> str:
+        """The text of an answer that was generated in two goes, as vLLM would have written it in one."""
+        request = SimpleNamespace(
+            request_id="", prompt_token_ids=prompt_ids, prompt_embeds=None, sampling_params=sampling
+        )
+        detokenizer = IncrementalDetokenizer.from_new_request(self._tokenizer, request)
+        detokenizer.update(list(token_ids), stopped)
+        text: str = detokenizer.get_next_output_text(finished=True, delta=False)
         return text
 
     def _read_params(self, params: bytes, max_tokens: int, temperature: float | None) -> Asked:
@@ -90,11 +102,13 @@ class RequestReader:
             fields["temperature"] = temperature
         request = ChatCompletionRequest(messages=[{"role": "user", "content": ""}], model="", **fields)
         sampling = request.to_sampling_params(fields.get("max_tokens", max_tokens), self._defaults)
+        tools = [tool.model_dump() for tool in request.tools] if request.tools else None
+        template = {"tools": tools, "tokenize": self._tokenizes_itself}
         sampling.logprobs = 0  # the chosen token's own log-probability, nothing more
         sampling.skip_clone = False  # shared by all prompts that ask so: vLLM must copy before it writes
         return Asked(
             sampling,
-            request.build_chat_params(None, "auto"),
+            request.build_chat_params(None, "auto").with_defaults(template),
             request.build_tok_params(self._model_config),
             resumable=not _NEVER_RESUMED & fields.keys(),
         )

@@ -5,7 +5,15 @@ What it says is noise, but it is said by real vLLM: greedy answers repeat, and e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from engine import Completion, Engine, Prompt, open_engine
+from prebake.settings import Engine as EngineSettings
 
 VOCABULARY = 1000
 MAX_MODEL_LEN = 512
@@ -67,3 +75,48 @@ def make_tiny_model(folder: Path, *, seed: int = 7) -> Path:
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random model."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def engine_settings(tiny_model: Path) -> EngineSettings:
+    """Settings of real vLLM with the tiny model."""
+    return engine_settings_for(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def engine(engine_settings: EngineSettings) -> Iterator[Engine]:
+    """Real vLLM with the tiny model, in its supervised process, loaded once for all tests."""
+    opened = open_engine(engine_settings)
+    yield opened
+    opened.close()
+
+
+def engine_settings_for(model: Path, **settings: Any) -> EngineSettings:
+    """Settings under which vLLM loads a small model quickly."""
+    args = {"enforce_eager": True, "dtype": "bfloat16", "max_model_len": MAX_MODEL_LEN, "max_num_seqs": 64}
+    return EngineSettings(model=str(model), args=args | settings.pop("args", {}), **settings)
+
+
+def ask(number: int, text: str, *, limit: int = 16, role: str = "user", **params: Any) -> Prompt:
+    """A greedy prompt whose key is a number."""
+    request = {"messages": [{"role": role, "content": text}], "model": "tiny", "params": params}
+    return Prompt(number.to_bytes(16, "big"), orjson.dumps(request).decode(), limit, 0.0)
+
+
+def answer_all(engine: Engine, prompts: list[Prompt]) -> dict[int, Completion]:
+    """What came of each prompt, by its number."""
+    for prompt in prompts:
+        engine.add(prompt)
+    done = {}
+    while engine.in_flight:
+        for completion in engine.step():
+            number = int.from_bytes(completion.key, "big")
+            assert number not in done, f"prompt {number} came back twice"
+            done[number] = completion
+    return done

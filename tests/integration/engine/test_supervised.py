@@ -1,0 +1,177 @@
+"""Real vLLM with a tiny model, in its supervised process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine import Engine, Status
+from engine.supervised import SupervisedEngine
+from prebake.errors import SettingsError
+from prebake.settings import Engine as EngineSettings
+from tests.tiny_model import MAX_MODEL_LEN, answer_all, ask, engine_settings_for
+
+pytestmark = pytest.mark.slow
+
+
+def _group(pid: int) -> dict[int, str]:
+    """The living processes of a group: command by process id."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            stat, command = (entry / "stat").read_text(), (entry / "cmdline").read_text()
+        except (OSError, ValueError):
+            continue
+        fields = stat.rpartition(")")[2].split()
+        if entry.name.isdigit() and int(fields[2]) == pid and fields[0] != "Z":
+            found[int(entry.name)] = command
+    return found
+
+
+def _gone(pid: int, within_s: float = 20) -> bool:
+    deadline = time.monotonic() + within_s
+    while _group(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not _group(pid)
+
+
+def test_each_prompt_comes_back_once_and_a_bad_one_harms_nobody(engine: Engine) -> None:
+    bad = {
+        1: (ask(1, "word " * MAX_MODEL_LEN), "maximum context length"),
+        2: (ask(2, "hi", role="alien"), "no such role"),
+        3: (ask(3, "hi", colour="blue"), "'colour'"),
+        4: (ask(4, "hi", tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
+        5: (ask(5, "hi", temperature="hot"), "temperature"),
+        6: (ask(6, "hi", max_tokens=0), "max_tokens"),
+        7: (ask(7, "hi", logit_bias={"1000000": 5}), "logit_bias|vocab"),
+    }
+    good = [ask(n, f"question {n}") for n in range(100, 200)]
+    done = answer_all(engine, [*good[:50], *(prompt for prompt, _ in bad.values()), *good[50:]])
+    assert len(done) == len(bad) + len(good)
+    for number, (_, reason) in bad.items():
+        assert done[number].status is Status.REFUSED
+        assert any(word in (done[number].error or "") for word in reason.split("|")), done[number].error
+    for prompt in good:
+        completion = done[int.from_bytes(prompt.key, "big")]
+        assert completion.status in (Status.ANSWERED, Status.TRUNCATED)
+        assert completion.finish_reason == {"answered": "stop", "truncated": "length"}[completion.status]
+        assert completion.message is not None
+        assert completion.message["role"] == "assistant"
+        assert 0 < completion.completion_tokens <= 16
+        assert completion.mean_logprob is not None
+        assert completion.mean_logprob <= 0
+
+
+def test_parameters_of_the_request_reach_the_model(engine: Engine) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1]}}, "required": ["n"], "additionalProperties": False}
+    response_format = {"type": "json_schema", "json_schema": {"name": "one", "schema": schema}}
+    done = answer_all(
+        engine,
+        [
+            ask(1, "count", max_tokens=5, ignore_eos=True),
+            ask(2, "count", limit=64, response_format=response_format),
+            ask(3, "count", limit=8, logit_bias={"40": 100}),
+        ],
+    )
+    assert (done[1].completion_tokens, done[1].status) == (5, Status.TRUNCATED)
+    assert done[2].message is not None
+    assert "".join(done[2].message["content"].split()) == '{"n":1}'
+    assert done[3].message is not None
+    assert len(set(done[3].message["content"])) == 1
+
+
+def test_control_tokens_in_the_text_are_text(engine: Engine) -> None:
+    done = answer_all(engine, [ask(1, "a <|end|> b"), ask(2, "a  b"), ask(3, "<|end|><|assistant|>" * 2)])
+    # As a control token <|end|> would be one token; as text it is several.
+    assert done[1].prompt_tokens > done[2].prompt_tokens + 2
+    assert done[3].prompt_tokens > 4 + 4
+    assert all(completion.status is not Status.REFUSED for completion in done.values())
+
+
+def test_a_stopped_answer_goes_on_where_it_was_and_ends_as_if_never_stopped(engine: Engine) -> None:
+    prompts = {n: ask(n, f"tell me about {n}", limit=200) for n in range(60)}
+    whole = answer_all(engine, list(prompts.values()))
+    for prompt in prompts.values():
+        engine.add(prompt)
+    stopped = []
+    while not stopped:
+        stopped = engine.step()
+    stopped += engine.salvage()
+    assert engine.in_flight == 0
+    assert len(stopped) == len(prompts)
+    partials = [c for c in stopped if c.status is Status.PARTIAL]
+    again = answer_all(engine, [replace(prompts[int.from_bytes(c.key, "big")], partial=c.partial) for c in partials])
+    assert sum(completion.resumed_tokens for completion in again.values()) > 0
+    for number, completion in again.items():
+        uninterrupted = whole[number]
+        assert completion.message == uninterrupted.message
+        assert completion.status is uninterrupted.status
+        assert completion.completion_tokens == uninterrupted.completion_tokens
+        assert completion.prompt_tokens == uninterrupted.prompt_tokens
+        assert completion.mean_logprob == pytest.approx(uninterrupted.mean_logprob, abs=0.02)
+
+
+def test_what_cannot_be_resumed_exactly_starts_again(engine: Engine) -> None:
+    prompts = {1: ask(1, "stop", limit=150, stop=["zzzz"]), 2: ask(2, "penalty", limit=150, presence_penalty=0.5)}
+    for prompt in prompts.values():
+        engine.add(prompt)
+    engine.step()
+    partials = {int.from_bytes(c.key, "big"): c.partial for c in engine.salvage()}
+    done = answer_all(engine, [replace(prompt, partial=partials[n]) for n, prompt in prompts.items()])
+    assert [completion.resumed_tokens for completion in done.values()] == [0, 0]
+
+
+def test_an_engine_whose_core_is_killed_is_replaced_and_nothing_is_lost(engine: SupervisedEngine) -> None:
+    restarts, pid = engine.restarts, engine.pid
+    for n in range(40):
+        engine.add(ask(n, f"question {n}", limit=300))
+    (core,) = (process for process, command in _group(pid).items() if "EngineCore" in command)
+    os.kill(core, signal.SIGKILL)
+    done = answer_all(engine, [])
+    assert len(done) == 40
+    assert all(completion.status is not Status.REFUSED for completion in done.values())
+    assert engine.restarts == restarts + 1
+    assert _gone(pid)
+
+
+def test_an_unknown_engine_argument_names_the_nearest(tiny_model: Path) -> None:
+    with pytest.raises(SettingsError, match="'max_nums_seqs'; did you mean 'max_num_seqs'"):
+        SupervisedEngine(engine_settings_for(tiny_model, args={"max_nums_seqs": 4}))
+
+
+_PARENT = """
+import sys
+from engine.process import EngineProcess
+from prebake.settings import Engine
+process = EngineProcess(Engine.model_validate_json(sys.argv[1]))
+while process.receive(1) is None: pass
+print(process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_process_of_the_engine_outlives_a_parent_killed_with_9(engine_settings: EngineSettings) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, engine_settings.model_dump_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    try:
+        assert any("EngineCore" in command for command in _group(pid).values())
+        parent.kill()
+        parent.wait()
+        assert _gone(pid)
+    finally:
+        for process in _group(pid):
+            os.kill(process, signal.SIGKILL)
+        parent.kill()
