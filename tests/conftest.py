@@ -20,6 +20,7 @@ from sqlalchemy import create_engine, make_url, text
 from prebake.settings import Settings
 from prebake.settings import Store as StoreSettings
 from storage.store import Store, open_store
+from tests.tiny_model import engine, engine_settings, tiny_model  # noqa: F401 - fixtures
 
 
 @pytest.fixture
