@@ -207,7 +207,11 @@ def _swap(objects: Objects, pointer: Pointer, etag: str | None) -> None:
 
 
 def _delete_all_but(objects: Objects, versions: tuple[str, ...]) -> None:
-    kept = {f"{FOLDER}/{version}" for version in versions} | {POINTER_KEY}
     for found in list(objects.list(f"{FOLDER}/")):
-        if not any(found.key == key or found.key.startswith(f"{key}/") for key in kept):
+        if found.key != POINTER_KEY and found.key.split("/")[1] not in versions:
             objects.delete(found.key)
+    # On disk, what a killed upload left has a hidden name.
+    folder = objects.local_path(FOLDER)
+    for left in folder.iterdir() if folder else ():
+        if left.is_dir() and left.name not in versions:
+            shutil.rmtree(left, ignore_errors=True)
