@@ -1,0 +1,129 @@
+"""Baking a plan with real vLLM, a real ledger and a real store."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from engine import Engine
+from prebake.errors import Interrupted, SettingsError
+from prebake.prices import GpuPrice
+from prebake.settings import Engine as EngineSettings
+from prebake.settings import Settings
+from prebake.stop import Stop
+from storage.store import Store
+from tasks.bake import BakeReport, bake
+from tests.baking import PLAN_ID, add_plan, committed, message, question
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def settings(settings: Settings, engine_settings: EngineSettings) -> Settings:
+    """A store of the test's own and the tiny model; parts are small, so that there are many."""
+    small = engine_settings.model_copy(update={"flush_answers": 16, "flush_s": 0.5, "lease_s": 5.0})
+    return settings.model_copy(update={"engine": small})
+
+
+def _bake(store: Store, settings: Settings, engine: Engine | None, **options: Any) -> BakeReport:
+    return bake(store, settings, PLAN_ID, run_id="run-1", owner="me", engine=engine, **options)
+
+
+def test_every_prompt_of_the_plan_is_baked_once(store: Store, settings: Settings, engine: Engine) -> None:
+    planned = add_plan(store, settings, [question(n) for n in range(150)])
+    report = _bake(store, settings, engine)
+    rows = committed(store)
+    assert Counter(row["fingerprint"] for row in rows) == Counter(planned)
+    assert report.answers + report.truncated == 150
+    assert (report.refused, report.unpaid, report.shards) == (0, 0, 5)
+    assert report.completion_tokens == sum(row["completion_tokens"] for row in rows)
+    progress = store.ledger.progress(PLAN_ID)
+    assert (progress.done, progress.leased, progress.pending) == (5, 0, 0)
+    for row in rows:
+        assert row["run_id"] == "run-1"
+        assert row["model"] == "tiny"
+        assert row["status"] in ("answered", "truncated")
+        assert message(row)["role"] == "assistant"
+        assert row["expires_at"] - row["baked_at"] == timedelta(days=7)
+        assert row["engine_s"] > 0
+
+
+def test_a_baked_plan_needs_no_engine(store: Store, settings: Settings, engine: Engine) -> None:
+    add_plan(store, settings, [question(n) for n in range(3)])
+    _bake(store, settings, engine)
+    nowhere = settings.model_copy(update={"engine": EngineSettings(model="/no/such/model")})
+    assert _bake(store, nowhere, None).answers == 0
+
+
+def test_a_refused_prompt_is_recorded_with_its_reason_and_not_asked_again(
+    store: Store, settings: Settings, engine: Engine
+) -> None:
+    too_long = question(7, messages=[{"role": "user", "content": "word " * 2000}])
+    add_plan(store, settings, [question(1), too_long, question(2)])
+    assert _bake(store, settings, engine).refused == 1
+    (row,) = [row for row in committed(store) if row["status"] == "refused"]
+    assert "maximum context length" in row["error"]
+    assert row["message"] is None
+    assert _bake(store, settings, engine).refused == 0
+    assert len(committed(store)) == 3
+
+
+def test_a_bake_that_was_stopped_goes_on_from_the_very_token(store: Store, settings: Settings, engine: Engine) -> None:
+    planned = add_plan(store, settings, [question(n, max_tokens=300, ignore_eos=True) for n in range(64)])
+    stop = Stop()
+    threading.Timer(1.0, stop.request, ["the test says so"]).start()
+    with pytest.raises(Interrupted, match="the test says so"):
+        _bake(store, settings, engine, stop=stop)
+    assert store.ledger.progress(PLAN_ID).leased == 0
+    before = committed(store)
+    report = _bake(store, settings, engine)
+    assert Counter(row["fingerprint"] for row in committed(store)) == Counter(planned)
+    assert report.answers + report.truncated == 64 - len(before)
+    assert report.resumed_tokens > 0
+    assert {row["completion_tokens"] for row in committed(store)} == {300}
+
+
+def test_nothing_is_admitted_that_the_budget_cannot_pay(store: Store, settings: Settings, engine: Engine) -> None:
+    add_plan(store, settings, [question(n, max_tokens=10, ignore_eos=True) for n in range(40)])
+    # One answer costs a second at worst, so of the budget's seconds each pays one at most.
+    price = GpuPrice(usd_per_hour=3600, completion_tokens_per_s=10)
+    poor = settings.model_copy(
+        update={
+            "plan": settings.plan.model_copy(update={"budget_usd": 5.5}),
+            "prices": settings.prices.model_copy(update={"gpu": price}),
+        }
+    )
+    report = _bake(store, poor, engine)
+    assert report.gpu_usd <= 5.5
+    assert report.unpaid == 40 - len(committed(store)) > 0
+    assert store.ledger.progress(PLAN_ID).leased == 0
+
+
+def test_a_plan_that_names_a_vanished_route_says_so(store: Store, settings: Settings, engine: Engine) -> None:
+    add_plan(store, settings, [question(1)])
+    other = settings.model_copy(update={"routes": (settings.routes[0].model_copy(update={"name": "other"}),)})
+    with pytest.raises(SettingsError, match="no route is called 'default'"):
+        _bake(store, other, engine)
+    assert store.ledger.progress(PLAN_ID).leased == 0
+
+
+def test_a_shard_that_was_taken_over_is_committed_only_by_its_new_holder(
+    store: Store, settings: Settings, engine: Engine
+) -> None:
+    planned = add_plan(store, settings, [question(n) for n in range(64)])
+    silent = store.ledger.take_shard(PLAN_ID, "sleeper", 0.01)
+    assert silent is not None
+    _bake(store, settings, engine)
+    assert Counter(row["fingerprint"] for row in committed(store)) == Counter(planned)
+    assert store.ledger.progress(PLAN_ID).done == 2
+
+
+def test_a_worker_waits_for_shards_whose_holder_may_be_dead(store: Store, settings: Settings, engine: Engine) -> None:
+    planned = add_plan(store, settings, [question(n) for n in range(8)], shard_size=8)
+    assert store.ledger.take_shard(PLAN_ID, "killed", 2.0) is not None
+    _bake(store, settings, engine)
+    assert Counter(row["fingerprint"] for row in committed(store)) == Counter(planned)
