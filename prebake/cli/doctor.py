@@ -12,13 +12,14 @@ from pathlib import Path
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from prebake.cli.context import Json, Shared, settings_of
 from prebake.cli.output import plain, print_json, show_rows
 from prebake.errors import PrebakeError
 from prebake.settings import Settings, find_file, provenance
 
-MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+MARKS = {"ok": "[green]  ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,30 @@ def doctor(context: typer.Context, json: Json = False) -> None:
     shared = context.obj
     assert isinstance(shared, Shared)  # noqa: S101 - set by the callback that typer always runs first
     settings = settings_of(context)
-    findings = [finding for check in CHECKS for finding in _run(check, settings)]
-    origins = list(provenance(settings, shared.settings_file))
+    file = shared.settings_file or find_file()
+    findings = [_settings_file(file), *(finding for check in CHECKS for finding in _run(check, settings))]
+    origins = list(provenance(settings, file))
     if json:
         effective = [{"key": key, "value": plain(_shown(value)), "origin": origin} for key, value, origin in origins]
         print_json({"findings": plain(findings), "settings": effective})
     else:
-        show_rows(("setting", "value", "from"), [(key, str(_shown(value)), origin) for key, value, origin in origins])
+        show_rows(
+            ("from", "setting", "value"), [(_short(origin), key, str(_shown(value))) for key, value, origin in origins]
+        )
         console = Console()
         for finding in findings:
-            remedy = f"\n       → {finding.remedy}" if finding.remedy else ""
-            console.print(f"{MARKS[finding.state]:>4}  {finding.what}: {finding.detail}{remedy}", highlight=False)
+            remedy = f"\n      → {finding.remedy}" if finding.remedy else ""
+            text = escape(f"{finding.what}: {finding.detail}{remedy}")
+            console.print(f"{MARKS[finding.state]}  {text}", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if any(finding.state == "fail" for finding in findings) else 0)
 
 
 def _shown(value: object) -> object:
     return value if value is not None else ""
+
+
+def _short(origin: str) -> str:
+    return Path(origin).name if "/" in origin else origin
 
 
 def _run(check: Callable[[Settings], Iterator[Finding]], settings: Settings) -> Iterator[Finding]:
@@ -73,12 +82,10 @@ def _run(check: Callable[[Settings], Iterator[Finding]], settings: Settings) -> 
         yield Finding(what, "fail", str(error))
 
 
-def _settings_file(_settings: Settings) -> Iterator[Finding]:
-    file = find_file()
+def _settings_file(file: Path | None) -> Finding:
     if file is None:
-        yield Finding("settings", "warn", "no prebake.toml here or above; defaults are in force", "run: prebake init")
-    else:
-        yield Finding("settings", "ok", str(file))
+        return Finding("settings", "warn", "no prebake.toml here or above; defaults are in force", "run: prebake init")
+    return Finding("settings", "ok", str(file))
 
 
 def _store(settings: Settings) -> Iterator[Finding]:
@@ -166,4 +173,4 @@ def _installed(package: str) -> bool:
         return False
 
 
-CHECKS = (_settings_file, _store, _engine, _prices, _prefect, _upstream)
+CHECKS = (_store, _engine, _prices, _prefect, _upstream)

@@ -13,9 +13,12 @@ from typing import Any
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prebake.errors import PrebakeError
+
+NARROWEST = 12  # characters that a long column keeps however many columns there are
 
 
 def plain(value: Any) -> Any:
@@ -50,17 +53,19 @@ def show(title: str, report: Any, json: bool) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in plain(report).items():
         if value not in (None, "", [], {}):
-            table.add_row(name.replace("_", " "), _cell(value))
+            table.add_row(name.replace("_", " "), escape(_cell(value)))
     Console().print(table)
 
 
 def show_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
     """Rows as a table no wider than the terminal; long cells are cut."""
     table = Table(title=title or None, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="ellipsis", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(plain(value)) for value in row))
+    cells = [[_cell(plain(value)) for value in row] for row in rows]
+    for position, column in enumerate(columns):
+        longest = max((len(row[position]) for row in cells), default=0)
+        table.add_column(column, overflow="ellipsis", no_wrap=True, min_width=min(NARROWEST, max(longest, len(column))))
+    for row in cells:
+        table.add_row(*(escape(cell) for cell in row))
     Console().print(table)
 
 
@@ -80,6 +85,8 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, dict):
         return "\n".join(f"{name}: {_cell(item)}" for name, item in value.items())
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "\n".join("  ".join(_cell(item) for item in row.values()) for row in value)
     if isinstance(value, list):
         return ", ".join(_cell(item) for item in value[:8]) + (f" … ({len(value)})" if len(value) > 8 else "")
     return str(value)

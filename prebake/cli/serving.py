@@ -50,23 +50,28 @@ def sql(
     Example: prebake sql "select decision, reason, count(*) from plan group by all order by 3 desc"
     """
     import duckdb
+    import pyarrow.csv
 
     from storage.catalog import connect
     from storage.store import open_store
 
     with open_store(settings_of(context)) as store, connect(store) as connection:
+        text = sys.stdin.read() if query == "-" else query
         try:
-            result = connection.sql(sys.stdin.read() if query == "-" else query)
+            if csv:
+                pyarrow.csv.write_csv(connection.sql(text).to_arrow_table(), sys.stdout.buffer)
+                return
+            result = connection.execute(text)
+            columns = [column[0] for column in result.description or ()]
+            if json:
+                print_json({"columns": columns, "rows": result.fetchall()})
+            else:
+                _show_first(columns, result.fetchmany(ROWS_SHOWN + 1))
         except duckdb.Error as error:
             raise InputError(f"SQL: {error}") from None
-        if result is None:
-            return
-        if csv:
-            result.to_arrow_table().to_pandas().to_csv(sys.stdout, index=False)
-        elif json:
-            print_json({"columns": result.columns, "rows": result.fetchall()})
-        else:
-            rows = result.fetchmany(ROWS_SHOWN + 1)
-            show_rows(result.columns, rows[:ROWS_SHOWN])
-            if len(rows) > ROWS_SHOWN:
-                typer.echo(f"... the first {ROWS_SHOWN} rows; --csv or --json prints all")
+
+
+def _show_first(columns: list[str], rows: list[tuple[object, ...]]) -> None:
+    show_rows(columns, rows[:ROWS_SHOWN])
+    if len(rows) > ROWS_SHOWN:
+        typer.echo(f"... the first {ROWS_SHOWN} rows; --csv or --json prints all")
