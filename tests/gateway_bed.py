@@ -29,7 +29,7 @@ from storage.objects import open_objects
 from storage.snapshot import publish_snapshot
 
 ROOT = Path(__file__).parents[1]
-START_S = 30.0
+START_S = 60.0
 SETTINGS = """
 [[routes]]
 name = "faq"
@@ -136,7 +136,7 @@ def answer_to(
         "baked_at": now - timedelta(hours=3),
         "expires_at": now + timedelta(days=1),
     }
-    return Answer(key.fingerprint, key.route.name, orjson.dumps(message), **{**values, **fields})
+    return Answer(key.fingerprint, route=key.route.name, message_json=orjson.dumps(message), **{**values, **fields})
 
 
 def publish(folder: Path, answers: Iterable[Answer], run_id: str = "run-1") -> str:

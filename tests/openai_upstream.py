@@ -1,6 +1,7 @@
 """A small real model server for the gateway's tests: OpenAI's protocol over real HTTP, and the ways in which it fails.
 
-What it does is chosen by the model's name; what reached it is shown at ``/seen``. Run: ``python openai_upstream.py PORT``.
+What it does is chosen by the model's name; what reached it is shown at ``/seen``.
+Run: ``python openai_upstream.py PORT``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ async def chat(request: Request) -> Response:
             "path": request.url.path,
             "query": request.url.query,
             "headers": [[name.decode(), value.decode("latin-1")] for name, value in request.headers.raw],
-            "body": raw.decode("utf-8", "replace"),
+            "body": raw[:1000].decode("utf-8", "replace"),
+            "size": len(raw),
         }
     )
     del seen[:-50]

@@ -15,11 +15,8 @@ from tests.integration.gateway.conftest import CALLS, CAPITAL, PARIS, TOOL_QUEST
 
 def streamed(client: openai.OpenAI, **request: Any) -> tuple[dict[str, Any], list[ChatCompletionChunk]]:
     """What the client's own accumulator makes of a stream, and the chunks."""
-    chunks = []
     with client.chat.completions.stream(**request) as events:
-        for event in events:
-            if event.type == "chunk":
-                chunks.append(event.chunk)
+        chunks = [event.chunk for event in events if event.type == "chunk"]
     return events.get_final_completion().choices[0].message.to_dict(), chunks
 
 

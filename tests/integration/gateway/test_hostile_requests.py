@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,10 @@ from prebake.request import DEFAULTS, DELIVERY_FIELDS
 from tests.gateway_bed import Running, ask
 from tests.integration.gateway.conftest import CAPITAL
 
-FIELDS = [
-    *DEFAULTS,
-    *DELIVERY_FIELDS,
-    "max_tokens",
-    "seed",
-    "tool_choice",
-    "functions",
-    "model",
-    "messages",
-    "surprise",
-]
+OTHERS = ("max_tokens", "seed", "tool_choice", "functions", "model", "messages", "surprise")
+FIELDS = [*DEFAULTS, *DELIVERY_FIELDS, *OTHERS]
+MESSAGE = b'{"model":"tiny","messages":[{"role":"user","content":"x"}],'
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from([1e308, -0.0, 1])
 )
@@ -69,8 +64,6 @@ def test_bytes_that_are_no_request_are_the_upstreams_to_refuse(client: httpx.Cli
 def test_one_strange_field_is_never_answered_as_if_it_were_not_there(
     client: httpx.Client, name: str, value: Any
 ) -> None:
-    import json
-
     request = {**ask(CAPITAL), name: value}
     response = send(client, json.dumps(request).encode())
     if response.headers["x-prebake"] == "hit":
@@ -92,12 +85,9 @@ def test_one_more_letter_is_another_question(client: httpx.Client, text: str, wh
     [
         b"[" * 100_000,
         b'{"model":"tiny","messages":' + b"[" * 900 + b"]" * 900 + b"}",
-        b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"logit_bias":'
-        + b'{"a":' * 900
-        + b"1"
-        + b"}" * 901,
-        b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"seed":' + b"9" * 5000 + b"}",
-        b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"temperature":NaN}',
+        MESSAGE + b'"logit_bias":' + b'{"a":' * 900 + b"1" + b"}" * 901,
+        MESSAGE + b'"seed":' + b"9" * 5000 + b"}",
+        MESSAGE + b'"temperature":NaN}',
         b'{"model":"tiny\\r\\nx-evil: 1","messages":[{"role":"user","content":"x"}]}',
         b'{"model":"' + b"m" * 200_000 + b'","messages":[{"role":"user","content":"x"}]}',
         b'{"model":"tiny","messages":[' + b"{}," * 10_000 + b"{}]}",
@@ -122,10 +112,10 @@ def test_of_a_key_given_twice_the_last_counts_as_for_every_json_reader(client: h
     [
         b"\x00" * 1000,
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        POST + b"Content-Length: -5\r\n\r\n",
+        POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
         b"GET /v1/models\xff\xfe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"GET /v1/models?\xc3\xa9=%ff%00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"GET /v1/%00%0d%0a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
@@ -171,7 +161,5 @@ def is_unicode(text: str) -> bool:
 
 def letters(text: str) -> list[str]:
     """What folding must keep: every letter and digit, in any case."""
-    import unicodedata
-
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return [letter for letter in folded if letter.isalnum()]
