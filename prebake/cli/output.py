@@ -18,8 +18,6 @@ from rich.table import Table
 
 from prebake.errors import PrebakeError
 
-NARROWEST = 12  # characters that a long column keeps however many columns there are
-
 
 def plain(value: Any) -> Any:
     """What JSON can say of a report: dataclasses as objects, bytes as base64, times as ISO 8601."""
@@ -58,14 +56,12 @@ def show(title: str, report: Any, json: bool) -> None:
 
 
 def show_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
-    """Rows as a table no wider than the terminal; long cells are cut."""
+    """Rows as a table no wider than the terminal."""
     table = Table(title=title or None, title_justify="left")
-    cells = [[_cell(plain(value)) for value in row] for row in rows]
-    for position, column in enumerate(columns):
-        longest = max((len(row[position]) for row in cells), default=0)
-        table.add_column(column, overflow="ellipsis", no_wrap=True, min_width=min(NARROWEST, max(longest, len(column))))
-    for row in cells:
-        table.add_row(*(escape(cell) for cell in row))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(plain(value))) for value in row))
     Console().print(table)
 
 

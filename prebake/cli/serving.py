@@ -6,9 +6,10 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from prebake.cli.context import Json, settings_of
-from prebake.cli.output import print_json, show_rows
+from prebake.cli.output import print_json
 from prebake.errors import InputError
 
 ROWS_SHOWN = 50
@@ -56,22 +57,15 @@ def sql(
     from storage.store import open_store
 
     with open_store(settings_of(context)) as store, connect(store) as connection:
-        text = sys.stdin.read() if query == "-" else query
         try:
-            if csv:
-                pyarrow.csv.write_csv(connection.sql(text).to_arrow_table(), sys.stdout.buffer)
+            result = connection.sql(sys.stdin.read() if query == "-" else query)
+            if result is None:  # a statement without a result, such as SET
                 return
-            result = connection.execute(text)
-            columns = [column[0] for column in result.description or ()]
-            if json:
-                print_json({"columns": columns, "rows": result.fetchall()})
+            if csv:
+                pyarrow.csv.write_csv(result.to_arrow_table(), sys.stdout.buffer)
+            elif json:
+                print_json({"columns": result.columns, "rows": result.fetchall()})
             else:
-                _show_first(columns, result.fetchmany(ROWS_SHOWN + 1))
+                result.show(max_rows=ROWS_SHOWN, max_width=Console().width)
         except duckdb.Error as error:
             raise InputError(f"SQL: {error}") from None
-
-
-def _show_first(columns: list[str], rows: list[tuple[object, ...]]) -> None:
-    show_rows(columns, rows[:ROWS_SHOWN])
-    if len(rows) > ROWS_SHOWN:
-        typer.echo(f"... the first {ROWS_SHOWN} rows; --csv or --json prints all")
