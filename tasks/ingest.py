@@ -7,7 +7,6 @@ content is in already is not read again, whatever its name.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections import Counter
@@ -30,7 +29,7 @@ from tasks.logs.presets import PRESETS, columns_of
 from tasks.logs.readers import Block, Reject, read_blocks
 from tasks.logs.rows import Job, Tally
 from tasks.logs.times import latest_us, zone_named
-from tasks.logs.workers import SMALL_BYTES, Alone, Readers, Workers
+from tasks.logs.workers import SMALL_BYTES, Alone, Readers, Workers, cores
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ class _Run:
         return tally
 
     def _readers(self, size: int) -> Readers:
-        if size < SMALL_BYTES or (os.cpu_count() or 1) < 2:
+        if size < SMALL_BYTES or cores() < 2:
             return self._alone
         if self._workers is None:
             self._workers = self._open.enter_context(Workers(self._job))

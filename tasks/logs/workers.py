@@ -24,6 +24,11 @@ from tasks.logs.rows import Job, RowReader, Tally
 SMALL_BYTES: Final = 16 * 2**20
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Readers(Protocol):
     """Whoever reads the blocks of a file."""
 
@@ -52,7 +57,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")  # fork would copy the threads of Arrow and Delta half alive
         self._pipes: list[Connection] = []
         self._processes = []
-        for _ in range(count or os.cpu_count() or 1):
+        for _ in range(count or cores()):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, job), name="prebake-ingest", daemon=True)
             process.start()
