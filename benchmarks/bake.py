@@ -59,7 +59,7 @@ def run(size: int = 2000, *, model: str = "", rounds: int = ROUNDS, supervised: 
         llm = LLM(model=settings.model, **ARGS)
         ours = VllmEngine(settings, llm)
         even, uneven = _limits(size, lambda r: r.randint(8, 64)), _limits(size, _uneven)
-        contestants = {
+        contestants: dict[str, Callable[[], float]] = {
             "vllm": lambda: _bare(llm, even, size),
             "ours": lambda: _ours(settings, ours, even),
             "chunked": lambda: _bare(llm, uneven, CHUNK),
