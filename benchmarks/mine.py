@@ -1,0 +1,219 @@
+"""Mining a query log of five days, from Delta table to Delta table, against DuckDB's bare ``group by prompt``.
+
+Ours reads fingerprints, users, tenants, times and token counts, and writes the daily counts with sketches of users and
+tenants and a sample request; DuckDB counts prompts over the same Parquet files in one query and writes nothing. Both
+on two threads. The log is synthetic: half a million prompts of 20 to 800 characters, asked with Zipf frequencies
+(exponent 1.1), a tenth of them drawn evenly so that most prompts of a day are asked once; 200,000 users of 50 tenants.
+``ratio_duckdb`` is our rows per second over DuckDB's (higher is better).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import duckdb
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks import Measured, interleaved
+from prebake.settings import Mine, Settings, Store
+from prebake.tables import QUERY_LOG, TIME
+from storage.delta import DataFile
+from storage.store import Store as OpenStore
+from storage.store import open_store
+from tasks.mine import mine
+
+THREADS = 2
+DAYS = 5
+FIRST = date(2026, 1, 5)
+_PROMPTS = 500_000
+_USERS = 200_000
+_TENANTS = 50
+_ROW_GROUP = 262_144
+_ROUNDS = 3
+_SYSTEM = "You are the support assistant of a small online shop. Answer in at most three sentences, politely."
+_WORDS = [
+    "account",
+    "card",
+    "transfer",
+    "how",
+    "why",
+    "what",
+    "my",
+    "the",
+    "payment",
+    "fee",
+    "limit",
+    "declined",
+    "when",
+    "arrive",
+    "is",
+    "does",
+    "exchange",
+    "rate",
+    "top",
+    "up",
+    "cash",
+    "withdraw",
+    "verify",
+    "identity",
+    "refund",
+    "pending",
+    "please",
+    "explain",
+    "difference",
+    "between",
+    "function",
+    "list",
+    "sort",
+    "summarise",
+    "text",
+    "into",
+]
+
+
+def run(size: int = 5_000_000) -> Measured:
+    """Mine ``size`` rows over five days and count their prompts with DuckDB, in interleaved rounds."""
+    with TemporaryDirectory(prefix="prebake-benchmark-") as folder:
+        settings = Settings(store=Store(root=str(Path(folder, "store"))), mine=Mine(threads=THREADS))
+        with open_store(settings) as store:
+            files = _fill(store, Path(folder), size)
+            days = [FIRST + timedelta(days=number) for number in range(DAYS)]
+            seconds = interleaved(
+                {"ours": partial(_ours, store, settings, days), "duckdb": partial(_duckdb, files)}, _ROUNDS
+            )
+            fingerprints = store.daily_counts.scan().count_rows()
+    ours, theirs = seconds["ours"], seconds["duckdb"]
+    return Measured(
+        ratios={"ratio_duckdb": theirs / ours},
+        sizes={"rows": size, "days": DAYS, "fingerprints_by_day": fingerprints, "threads": THREADS},
+        figures={
+            "ours_rows_per_s": size / ours,
+            "duckdb_rows_per_s": size / theirs,
+            "ours_s": ours,
+            "duckdb_s": theirs,
+            "night_s": ours / DAYS,
+        },
+    )
+
+
+def _ours(store: OpenStore, settings: Settings, days: Sequence[date]) -> float:
+    start = perf_counter()
+    mine(store, settings, days)
+    return perf_counter() - start
+
+
+def _duckdb(files: Sequence[str]) -> float:
+    with duckdb.connect(config={"threads": THREADS}) as connection:
+        start = perf_counter()
+        connection.read_parquet(list(files)).query(
+            "log", "select prompt, count(*) from log group by prompt"
+        ).to_arrow_table()
+        return perf_counter() - start
+
+
+def _fill(store: OpenStore, folder: Path, size: int) -> list[str]:
+    """The query log, in the layout ingest writes: each row group with dictionaries of its own."""
+    random = np.random.default_rng(1)
+    texts = _texts(random)
+    files = []
+    for number in range(DAYS):
+        day = FIRST + timedelta(days=number)
+        path = folder / f"{day}.parquet"
+        rows = size // DAYS
+        with pq.ParquetWriter(
+            path, _schema(), compression="zstd", compression_level=1, dictionary_pagesize_limit=64 * 2**20
+        ) as writer:
+            for group in _groups(random, texts, day, rows):
+                writer.write_table(group)
+        files.append(DataFile(day, path, rows))
+    store.query_log.append_files(files, once="benchmark")
+    return store.query_log.files()
+
+
+def _texts(random: np.random.Generator) -> pa.Table:
+    """The prompts with their requests and fingerprints, one row each."""
+    lengths = np.clip(random.lognormal(2.6, 0.6, _PROMPTS), 4, 130).astype(int)
+    words = np.array(_WORDS)[random.integers(0, len(_WORDS), lengths.sum())]
+    pieces = np.split(words, np.cumsum(lengths)[:-1])
+    prompts = [f"{' '.join(piece)} {number}?" for number, piece in enumerate(pieces)]
+    requests = [
+        orjson.dumps(
+            {
+                "messages": [{"content": _SYSTEM, "role": "system"}, {"content": prompt, "role": "user"}],
+                "model": "shop-assistant",
+                "params": {"max_tokens": 200, "temperature": 0},
+            }
+        )
+        for prompt in prompts
+    ]
+    return pa.table(
+        {
+            "fingerprint": pa.array([sha256(request).digest()[:16] for request in requests], pa.binary()),
+            "request": pa.array(requests, pa.binary()).cast(pa.string()),
+            "prompt": pa.array(prompts, pa.string()),
+            "prompt_tokens": pa.array(lengths + 30, pa.int64()),
+        }
+    )
+
+
+def _schema() -> pa.Schema:
+    """The query log's columns as they are handed to the writer; texts as dictionaries."""
+    texts = (pa.string(), pa.binary())
+    return pa.schema(
+        [
+            (field.name, pa.dictionary(pa.int32(), field.type) if field.type in texts else field.type)
+            for field in QUERY_LOG.schema
+            if field.name != "day"
+        ]
+    )
+
+
+def _groups(random: np.random.Generator, texts: pa.Table, day: date, rows: int) -> Iterator[pa.Table]:
+    hashes = random.integers(-(2**63), 2**63 - 1, _USERS)
+    midnight_us = int(datetime.combine(day, datetime.min.time(), UTC).timestamp() * 1e6)
+    times_us = midnight_us + np.sort(random.integers(0, 86_400_000_000, rows))
+    for start in range(0, rows, _ROW_GROUP):
+        size = min(_ROW_GROUP, rows - start)
+        asked = random.zipf(1.1, size)
+        asked = np.where(
+            (asked > _PROMPTS) | (random.random(size) < 0.1), random.integers(1, _PROMPTS + 1, size), asked
+        )
+        used, index = np.unique(asked - 1, return_inverse=True)
+        users = (_USERS * random.random(size) ** 2).astype(int)
+        own = {name: _spread(texts[name].take(pa.array(used)), index) for name in ("fingerprint", "request", "prompt")}
+        columns = {
+            **own,
+            "ts": pa.array(times_us[start : start + size], pa.int64()).cast(TIME),
+            "tenant": _spread(pa.array([f"tenant-{number}" for number in range(_TENANTS)]), users % _TENANTS),
+            "user_hash": pa.array(hashes[users]),
+            "turns": pa.array(np.ones(size, np.int32)),
+            "prompt_tokens": texts["prompt_tokens"].combine_chunks().take(pa.array(asked - 1)),
+            "completion_tokens": pa.array(random.integers(10, 200, size)),
+            **{
+                name: _spread(pa.array([value]), np.zeros(size, np.int64))
+                for name, value in (
+                    ("route", "default"),
+                    ("scope", "shared"),
+                    ("model", "shop-assistant"),
+                    ("source", "benchmark"),
+                )
+            },
+        }
+        columns["bypass"] = columns["cache"] = pa.nulls(size, pa.string()).dictionary_encode()
+        schema = _schema()
+        yield pa.table([columns[field.name] for field in schema], schema=schema)
+
+
+def _spread(values: pa.Array | pa.ChunkedArray, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pa.Array:
+    """The values at these places, as a dictionary array."""
+    values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return pa.DictionaryArray.from_arrays(pa.array(index.astype(np.int32)), values)
