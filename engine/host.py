@@ -35,7 +35,12 @@ def main() -> None:
         return
     threading.Thread(target=_watch, args=(engine,), daemon=True).start()
     socket.send(("ready", (engine.model, engine.capacity)))
-    _serve(engine, socket, orders)
+    try:
+        _serve(engine, socket, orders)
+    except Exception:  # noqa: BLE001 - whatever it is, this engine is lost; the log has the traceback
+        traceback.print_exc()
+        sys.stderr.flush()
+        _end_group()
     engine.close()
     socket.send(("closed", None))
 

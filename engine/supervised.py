@@ -16,25 +16,27 @@ from engine.process import EngineDied, EngineProcess
 from engine.search import Search
 from prebake.errors import EngineError, PrebakeError
 from prebake.settings import Engine as EngineSettings
+from prebake.stop import Stop
 
 WAIT_S: Final = 0.2
 SALVAGE_S: Final = 5.0
 
 
-def open_engine(settings: EngineSettings) -> Engine:
+def open_engine(settings: EngineSettings, stop: Stop | None = None) -> Engine:
     """Start vLLM with the model of the settings; takes as long as vLLM takes to load it.
 
-    Raises SettingsError for an engine argument vLLM does not know, EngineError if the model cannot be loaded.
+    Raises SettingsError for an engine argument vLLM does not know, EngineError if the model cannot be loaded,
+    Interrupted if ``stop`` is requested while it loads, now or after a death.
     """
     check_model(settings.model, weights=settings.args.get("load_format") != "dummy")
-    return SupervisedEngine(settings)
+    return SupervisedEngine(settings, stop)
 
 
 class SupervisedEngine:
     """The Engine interface, over a process that is watched and replaced."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: EngineSettings, stop: Stop | None = None) -> None:
+        self._settings, self._stop = settings, stop or Stop()
         self._in_flight: dict[bytes, Prompt] = {}
         self._ready: list[Completion] = []
         self._search: Search | None = None
@@ -104,6 +106,7 @@ class SupervisedEngine:
         try:
             message = None
             while message is None:
+                self._stop.check()
                 message = self._process.receive(WAIT_S)
         except EngineDied as death:
             self._process.kill()

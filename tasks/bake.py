@@ -75,11 +75,11 @@ def bake(
         advance = stack.enter_context(progress.track("bake", counts.answers - counts.rows))
         writer = stack.enter_context(PartWriter(store, settings.engine, plan_id, owner, stop))
         baking = _Baking(store, settings, plan_id, run_id, writer, stop, advance)
-        return baking.run(lambda: engine or _opened(stack, settings))
+        return baking.run(lambda: engine or _opened(stack, settings, stop))
 
 
-def _opened(stack: ExitStack, settings: Settings) -> Engine:
-    engine = open_engine(settings.engine)
+def _opened(stack: ExitStack, settings: Settings, stop: Stop) -> Engine:
+    engine = open_engine(settings.engine, stop)
     stack.callback(engine.close)
     return engine
 
@@ -151,6 +151,7 @@ class _Baking:
         self._counts = dict.fromkeys(("answered", "truncated", "refused"), 0)
         self._tokens = dict.fromkeys(("prompt", "completion", "resumed"), 0)
         self._baked_s = 0.0
+        self._ask_again_s = 0.0
 
     def run(self, open_engine: Callable[[], Engine]) -> BakeReport:
         """Bake until the plan is done, the budget is spent or somebody asks to stop."""
@@ -184,10 +185,13 @@ class _Baking:
     def _fill(self, engine: Engine, feed: Iterator[_Order | Literal["later"]]) -> bool:
         """Top up the engine; returns whether there may be more to come."""
         while engine.in_flight < engine.capacity and not self._stop.requested:
+            if time.monotonic() < self._ask_again_s:
+                return True
             order = self._held or next(feed, None)
             if order is None:
                 return False
             if order == _LATER:
+                self._ask_again_s = time.monotonic() + _WAIT_S
                 return True
             self._held = order
             if not self._purse.pays(order.worst_s):

@@ -199,13 +199,13 @@ class PartWriter:
             self._finish(shard)
 
     def _finish(self, shard: Shard) -> None:
+        with self._changed:  # first, so that others() never takes another worker's shard for this one
+            self._shards.pop(shard.lease.shard_id, None)
         try:
             self._patiently(self._store.ledger.finish_shard, shard.lease)
         except LeaseLostError:
             self._drop(shard)
             return
-        with self._changed:
-            self._shards.pop(shard.lease.shard_id, None)
         self.finished += 1
         with suppress(StorageError):  # a left-over partial answer is never read again
             self._store.objects.delete(_partials_key(shard.lease))

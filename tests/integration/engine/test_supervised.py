@@ -48,7 +48,7 @@ def test_each_prompt_comes_back_once_and_a_bad_one_harms_nobody(engine: Engine) 
         2: (ask(2, "hi", role="alien"), "no such role"),
         3: (ask(3, "hi", colour="blue"), "'colour'"),
         4: (ask(4, "hi", tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
-        5: (ask(5, "hi", temperature="hot"), "temperature"),
+        5: (ask(5, "hi", top_p="hot"), "top_p"),
         6: (ask(6, "hi", max_tokens=0), "max_tokens"),
         7: (ask(7, "hi", logit_bias={"1000000": 5}), "logit_bias|vocab"),
     }
@@ -175,3 +175,17 @@ def test_no_process_of_the_engine_outlives_a_parent_killed_with_9(engine_setting
         for process in _group(pid):
             os.kill(process, signal.SIGKILL)
         parent.kill()
+
+
+def test_a_prompt_that_kills_the_engine_is_found_and_all_others_are_answered(tiny_model: Path) -> None:
+    processors = {"logits_processors": ["tests.deadly_processor:DeadlyProcessor"]}
+    engine = SupervisedEngine(engine_settings_for(tiny_model, args=processors))
+    try:
+        done = answer_all(engine, [ask(1, "hi", seed=666), *(ask(n, "hi", seed=n) for n in range(2, 5))])
+    finally:
+        engine.close()
+    assert done.pop(1).status is Status.REFUSED
+    assert len(done) == 3
+    assert all(completion.status is not Status.REFUSED for completion in done.values())
+    # The death that starts the search, and at most log2(4) more.
+    assert engine.restarts <= 1 + 2
