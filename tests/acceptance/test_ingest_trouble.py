@@ -1,4 +1,4 @@
-"""Ingest as a process on damaged files, full disks and signals: a clear line, the right exit code, nothing half-written."""
+"""Ingest as a process on damaged files, full disks and signals: a clear line, an exit code, nothing half-written."""
 
 from __future__ import annotations
 
