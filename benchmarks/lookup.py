@@ -37,10 +37,10 @@ ROUTES = Routes([Route(name="faq", scope="shared", fold="text")], {})
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 _SYSTEM = "You are the support assistant of a small online shop. Answer in at most three sentences, politely."
-# Rounds are as short as a scheduler's time slice, so that the median is one that nobody interrupted.
-_ROUNDS = 200
-_PER_ROUND = 200
-_DUCKDB_PER_ROUND = 3
+# Rounds far shorter than a scheduler's time slice, so that the median is one that nobody interrupted.
+_ROUNDS = 400
+_PER_ROUND = 80
+_DUCKDB_PER_ROUND = 2
 
 
 def body(number: int) -> dict[str, Any]:
