@@ -249,15 +249,17 @@ def save(model: LlamaForCausalLM, words: Words, folder: Path) -> None:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder, save_jinja_files=False)
-    (folder / "tokenizer.json").write_text(
-        words.reader.to_str(), "utf-8"
-    )  # the same without line breaks: half the size
+    _rewrite(folder / "tokenizer.json", indent=None)  # without line breaks it is half the size
     # transformers 5 writes a class of its own; this name is known to 4 as well.
-    file = folder / "tokenizer_config.json"
-    said = json.loads(file.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    file.write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+    _rewrite(folder / "tokenizer_config.json", indent=2, tokenizer_class="PreTrainedTokenizerFast")
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=END_ID, pad_token_id=PAD_ID)
     model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def _rewrite(file: Path, *, indent: int | None, **changes: str) -> None:
+    content = json.loads(file.read_text("utf-8")) | changes
+    separators = (",", ":") if indent is None else (",", ": ")
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=indent, separators=separators) + "\n", "utf-8")
 
 
 def main(

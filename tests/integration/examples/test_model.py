@@ -25,15 +25,19 @@ def model():
     return LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
 
 
+@pytest.fixture(scope="module")
+def words():
+    return learn_words()
+
+
 @pytest.mark.parametrize("route", ROUTES)
-def test_three_of_four_unseen_questions_get_their_intents_answer(model, route):
+def test_three_of_four_unseen_questions_get_their_intents_answer(model, words, route):
     asked = [question for question in testing(route) if question.intent != OUT_OF_SCOPE]
-    assert accuracy(model, learn_words(), route, asked[::4]) > 0.75
+    assert accuracy(model, words, route, asked[::4]) > 0.75
 
 
-def test_generating_token_by_token_gives_what_the_accuracy_counts(model):
+def test_generating_token_by_token_gives_what_the_accuracy_counts(model, words):
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    words = learn_words()
     for question in testing("banking")[::200]:
         ids = tokenizer.apply_chat_template(chat("banking", question), add_generation_prompt=True, return_tensors="pt")
         written = model.generate(**ids, max_new_tokens=48)[0, ids["input_ids"].shape[1] :]
