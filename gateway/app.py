@@ -26,7 +26,7 @@ from gateway.upstream import PREFIX, Receive, Scope, Send, Upstream, has_body, i
 from prebake.errors import StorageError
 from prebake.settings import Settings
 from storage.objects import Objects, open_objects
-from storage.salt import user_salt
+from storage.store import user_salt
 
 CHAT_PATH = f"{PREFIX}/chat/completions"
 
@@ -129,7 +129,7 @@ async def _not_found(_request: Request, _error: Exception) -> Response:
 def _open_log(settings: Settings, objects: Objects, metrics: Metrics) -> RequestLog | None:
     options = settings.gateway
     try:
-        salt = user_salt(settings.privacy, objects)
+        salt = user_salt(settings, objects)
     except StorageError as error:
         logger.error("%s; requests are served, but not logged", error)
         return None

@@ -64,14 +64,16 @@ class Running:
 
 
 @contextmanager
-def running(command: list[str], url: str, health: str, log: Path, environment: dict[str, str]) -> Iterator[Running]:
+def running(
+    command: list[str], url: str, health: str, log: Path, environment: dict[str, str], *, start_s: float = START_S
+) -> Iterator[Running]:
     """Run a server until the block ends; it is ready when ``health`` answers."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}
         )
         try:
-            wait_until(lambda: answers(url + health) or process.poll() is not None, START_S)
+            wait_until(lambda: answers(url + health) or process.poll() is not None, start_s)
             assert process.poll() is None, log.read_text()
             yield Running(url, process, log)
         finally:

@@ -11,11 +11,10 @@ import httpx
 import orjson
 import pyarrow.parquet as pq
 
-from prebake.settings import Privacy, Store
 from prebake.tables import GATEWAY_LOG
 from prebake.user import hash_user
 from storage.objects import open_objects
-from storage.salt import user_salt
+from storage.store import user_salt
 from tests.gateway_bed import Running, answer_to, ask, gateway_server, logged, publish, settings_of, wait_until
 
 SECRET = "joe@example.com"
@@ -23,6 +22,11 @@ SECRET = "joe@example.com"
 
 def post(gateway: Running, body: dict[str, Any], **headers: str) -> httpx.Response:
     return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers)
+
+
+def salt_of(folder: Path) -> bytes:
+    settings = settings_of(folder)
+    return user_salt(settings, open_objects(settings.store))
 
 
 def test_each_request_is_logged_without_its_people_and_without_answers(tmp_path: Path, upstream: Running) -> None:
@@ -37,7 +41,7 @@ def test_each_request_is_logged_without_its_people_and_without_answers(tmp_path:
         post(gateway, {"model": "tiny", "messages": "none"})
         wait_until(lambda: len(logged(tmp_path)) == 5)
     hit, miss, streamed, bypass, refused = logged(tmp_path)
-    salt = user_salt(Privacy(), open_objects(Store(root=str(tmp_path / "prebake-store"))))
+    salt = salt_of(tmp_path)
     assert (hit["cache"], hit["reason"], hit["tenant"], hit["status"]) == ("hit", None, "a", 200)
     assert (hit["prompt_tokens"], hit["completion_tokens"]) == (12, 5)
     assert hit["user_hash"] == hash_user(SECRET, salt)
@@ -60,7 +64,7 @@ def test_the_user_may_be_named_by_a_header(tmp_path: Path, upstream: Running) ->
     with gateway_server(tmp_path, upstream.url, user_header="X-User") as gateway:
         post(gateway, ask("Hi", user="in the body"), **{"x-user": "in the header"})
         wait_until(lambda: logged(tmp_path))
-    salt = user_salt(Privacy(), open_objects(Store(root=str(tmp_path / "prebake-store"))))
+    salt = salt_of(tmp_path)
     assert logged(tmp_path)[0]["user_hash"] == hash_user("in the header", salt)
 
 

@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import boto3
 import httpx
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from prebake.settings import Store
-from storage.objects import Objects, open_objects
+from storage.objects import open_objects
 from storage.snapshot import publish_snapshot
+from tests.conftest import S3
 from tests.gateway_bed import Running, answer_to, ask, gateway_server, settings_of, wait_until
-
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-@pytest.fixture
-def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects]:
-    """A store in a real S3 server."""
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    monkeypatch.setenv("PREBAKE_STORE__ROOT", "s3://bucket/store")
-    monkeypatch.setenv("PREBAKE_STORE__S3_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("PREBAKE_PRIVACY__USER_SALT", "a long secret")
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="bucket")
-    yield open_objects(Store(root="s3://bucket/store", s3_endpoint_url=endpoint))
-    server.stop()
 
 
 def test_snapshots_are_fetched_and_swapped_and_the_log_is_written(
-    objects: Objects, tmp_path: Path, upstream: Running
+    s3: S3, tmp_path: Path, upstream: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, cache = settings_of(tmp_path), tmp_path / "cache"
+    objects = open_objects(Store(root=s3.root, s3_endpoint_url=s3.endpoint_url))
+    monkeypatch.setenv("PREBAKE_STORE__ROOT", s3.root)
+    monkeypatch.setenv("PREBAKE_STORE__S3_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("PREBAKE_PRIVACY__USER_SALT", "a long secret")
     with gateway_server(tmp_path, upstream.url, cache_dir=cache) as gateway:
         for night in ("first", "second"):
             answer = answer_to(settings, ask("Which night?"), night)
