@@ -1,0 +1,263 @@
+"""Prefect as a user meets it: one command brings it up, runs start from the command line, the API and the pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from prebake.settings import load
+from storage.store import open_store
+from tests.conftest import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+NOW = datetime.now(UTC)
+YESTERDAY = NOW.date() - timedelta(days=1)
+BROWSER_ARGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Prefect brought up by our command."""
+
+    url: str
+    settings_file: Path
+    home: Path
+    process: subprocess.Popen[bytes]
+
+    def get(self, path: str) -> Any:
+        return httpx.get(f"{self.url}/api{path}", timeout=60).raise_for_status().json()
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return httpx.post(f"{self.url}/api{path}", json=body, timeout=60).raise_for_status().json()
+
+    def deployment(self, name: str) -> Any:
+        return self.get(f"/deployments/name/{name}/{name}")
+
+    def start(self, name: str, **parameters: Any) -> str:
+        body = {"parameters": self.deployment(name)["parameters"] | parameters, "state": {"type": "SCHEDULED"}}
+        run_id: str = self.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)["id"]
+        return run_id
+
+    def wait_for(self, run_id: str, state: str) -> Any:
+        return _until(lambda: self._ended(run_id), f"run {run_id} to end as {state}", state)
+
+    def _ended(self, run_id: str) -> Any:
+        run = self.get(f"/flow_runs/{run_id}")
+        return run if run["state"]["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
+
+    def logs(self, run_id: str) -> str:
+        found = self.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
+        return "\n".join(log["message"] for log in found)
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        found = self.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+        return {artifact["key"]: artifact for artifact in found}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The documented command in a process of its own, with a fresh home."""
+    folder = tmp_path_factory.mktemp("prefect")
+    settings_file = _write_settings(folder, 30, "[plan]\nbudget_answers = 0\n")
+    port = free_port()
+    process = _bring_up(folder, "--settings", str(settings_file), "--port", str(port))
+    yield Site(f"http://127.0.0.1:{port}", settings_file, folder / "store" / "prefect", process)
+    process.send_signal(signal.SIGTERM)
+    process.wait(90)
+
+
+def test_a_night_started_from_the_command_line_completes_and_leaves_its_artifacts(site: Site) -> None:
+    command = (sys.executable, "-m", "prefect", "deployment", "run", "nightly/nightly", "--param", 'routes=["banking"]')
+    environment = os.environ | {"PREFECT_API_URL": f"{site.url}/api", "PREFECT_HOME": str(site.home / "client")}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    run = site.wait_for(re.findall(r"UUID: (\S+)", said)[0], "COMPLETED")
+    assert run["name"] == f"nightly {YESTERDAY} banking"
+    assert set(site.artifacts(run["id"])) == {"night", "night-picture", "plan", "plan-decisions"}
+
+
+def test_the_schedule_is_off_until_somebody_switches_it_on_and_a_second_up_leaves_it_on(
+    site: Site, tmp_path: Path
+) -> None:
+    nightly = site.deployment("nightly")
+    (schedule,) = nightly["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 2 * * *", "UTC")
+    assert not schedule["active"]
+    address = f"{site.url}/api/deployments/{nightly['id']}/schedules/{schedule['id']}"
+    httpx.patch(address, json={"active": True}).raise_for_status()
+    second = _bring_up(tmp_path, "--settings", str(site.settings_file), "--home", str(tmp_path), "--server", site.url)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(90) == 0
+    assert site.deployment("nightly")["schedules"][0]["active"]
+    httpx.patch(address, json={"active": False}).raise_for_status()
+
+
+def test_a_night_cancelled_while_it_waits_drains_and_the_next_one_completes(site: Site) -> None:
+    with open_store(load(site.settings_file)) as store, store.ledger.lock("night", "the other night", 60, 0):
+        run_id = site.start("nightly")
+        _until(lambda: "waiting: " in site.logs(run_id), "the night to wait for the other one")
+        assert "the other night" in site.logs(run_id)
+        _cancel(site, run_id)
+        assert "drained" in site.wait_for(run_id, "CANCELLED")["state"]["message"]
+    site.wait_for(site.start("nightly"), "COMPLETED")
+
+
+def test_a_night_cancelled_in_the_middle_of_the_bake_loses_nothing_and_the_next_run_goes_on(
+    site: Site, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = (
+        f'[engine]\nmodel = "{tiny_model}"\nflush_s = 0.5\n[engine.args]\nenforce_eager = true\n'
+        'dtype = "bfloat16"\nmax_model_len = 256\nmax_num_seqs = 16\n'
+    )
+    settings_file = _write_settings(tmp_path, 1500, model)
+    run_id = site.start("nightly", settings_file=str(settings_file))
+    _until(lambda: (site.artifacts(run_id).get("bake") or {"data": 0})["data"] > 0, "the bake to be under way")
+    _cancel(site, run_id)
+    drained = site.wait_for(run_id, "CANCELLED")["state"]["message"]
+    done, total = (int(number.replace(",", "")) for number in re.findall(r"after (\S+) of (\S+) answers", drained)[0])
+    assert 0 < done < total == 1500
+    site.wait_for(site.start("nightly", settings_file=str(settings_file)), "COMPLETED")
+    with open_store(load(settings_file)) as store:
+        keys = store.answers.scan().to_table(columns=["fingerprint"])["fingerprint"].to_pylist()
+    assert len(keys) == len(set(keys)) == 1500
+
+
+def test_the_page_starts_a_backfill_from_its_form(site: Site, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not on the PATH (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_ARGS)
+        context = browser.new_context(viewport={"width": 1400, "height": 1300}, timezone_id="UTC", locale="en-US")
+        loopback = (site.url, "data:", "blob:")
+        context.route("**/*", lambda r: r.continue_() if r.request.url.startswith(loopback) else r.abort())
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"{site.url}/v2/deployments")
+        page.get_by_role("link", name="backfill", exact=True).first.click()
+        page.get_by_role("button", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Custom run").click()
+        for label in ("start", "end"):
+            _pick_today(page, label)
+        page.screenshot(path=str(tmp_path / "form.png"))
+        run_id = _submit(page)
+        run = site.wait_for(run_id, "COMPLETED")
+        assert run["name"] == f"backfill {NOW.date()} to {NOW.date()}"
+        page.goto(f"{site.url}/runs/flow-run/{run_id}")
+        page.get_by_text(run["name"]).first.wait_for()
+        page.goto(f"{site.url}/artifacts/artifact/{site.artifacts(run_id)['night']['id']}")
+        page.get_by_role("heading", name="Decisions").wait_for()
+        page.screenshot(path=str(tmp_path / "night.png"))
+        browser.close()
+
+
+def test_a_port_that_is_taken_and_a_server_that_is_not_there_are_said_in_one_line(site: Site, tmp_path: Path) -> None:
+    taken = _up(tmp_path, "--settings", str(site.settings_file), "--port", site.url.rsplit(":", 1)[1])
+    assert taken.wait(60) == 1
+    away = _up(tmp_path, "--settings", str(site.settings_file), "--server", f"http://127.0.0.1:{free_port()}")
+    assert away.wait(60) == 1
+    lines = (tmp_path / "up.log").read_text().splitlines()
+    assert "is taken" in lines[0]
+    assert "no Prefect server answers" in lines[1]
+
+
+def test_a_signal_ends_server_and_worker_in_order(site: Site) -> None:
+    """The last test of the page: it ends what the others used."""
+    site.process.send_signal(signal.SIGTERM)
+    assert site.process.wait(90) == 0
+    with pytest.raises(httpx.ConnectError):
+        site.get("/health")
+
+
+def _write_settings(folder: Path, prompts: int, more: str) -> Path:
+    lines = [
+        json.dumps(
+            {
+                "timestamp": f"{YESTERDAY}T{number % 24:02}:00:00Z",
+                "user": f"user-{user}",
+                "model": "m",
+                "max_tokens": 128,
+                "messages": [{"role": "user", "content": f"How do I reset password {number}?"}],
+            }
+        )
+        for number in range(prompts)
+        for user in range(3)
+    ]
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    file = folder / "prebake.toml"
+    ingest = f'[ingest]\npaths = ["{folder}/log.jsonl"]\n'
+    file.write_text(f'[store]\nroot = "store"\n{ingest}{more}[[routes]]\nname = "banking"\nscope = "shared"\n')
+    return file
+
+
+def _up(folder: Path, *options: str) -> subprocess.Popen[bytes]:
+    with (folder / "up.log").open("ab") as log:
+        return subprocess.Popen((sys.executable, "-m", "deployments.up", *options), stderr=log)
+
+
+def _bring_up(folder: Path, *options: str) -> subprocess.Popen[bytes]:
+    process = _up(folder, *options)
+    said = folder / "up.log"
+    try:
+        _until(lambda: "Prefect is up" in said.read_text() or process.poll() is not None, "Prefect to come up")
+        assert process.poll() is None, said.read_text()
+    except BaseException:
+        process.terminate()
+        raise
+    return process
+
+
+def _cancel(site: Site, run_id: str) -> None:
+    site.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+
+
+def _until(found: Callable[[], Any], what: str, state: str = "") -> Any:
+    give_up = time.monotonic() + 300
+    while time.monotonic() < give_up:
+        if result := found():
+            assert not state or result["state"]["type"] == state, result["state"]
+            return result
+        time.sleep(0.5)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def _pick_today(page: Any, label: str) -> None:
+    page.get_by_label(label, exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name=f"{NOW:%B} {NOW.day}").first.click()
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+
+
+def _submit(page: Any) -> str:
+    page.wait_for_timeout(1500)  # the form asks the server to check it a moment after the last change
+    with page.expect_response(lambda r: r.url.endswith("/create_flow_run")) as created:
+        page.get_by_role("button", name="Submit").click()
+    assert created.value.status == 201, created.value.text()
+    run_id: str = created.value.json()["id"]
+    return run_id
