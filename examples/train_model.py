@@ -103,7 +103,7 @@ def training(route: RouteName) -> list[Question]:
     return [question for question in questions(route) if question.split in ("train", "oos_train")]
 
 
-def testing(route: RouteName) -> list[Question]:
+def held_out(route: RouteName) -> list[Question]:
     """The questions kept from it; the few that stand among the training questions in other spelling are left out."""
     known = {fold_text(question.text) for question in training(route)}
     kept = (question for question in questions(route) if question.split in ("test", "oos_test"))
@@ -279,10 +279,10 @@ def main(
 def measure(model: LlamaForCausalLM, words: Words) -> None:
     """Print the share of the test questions that get exactly their intent's answer."""
     for route in ROUTES:
-        known = [question for question in testing(route) if question.intent != OUT_OF_SCOPE]
+        known = [question for question in held_out(route) if question.intent != OUT_OF_SCOPE]
         share = accuracy(model, words, route, known)
         typer.echo(f"{route}: {share:.1%} of {len(known)} test questions get exactly their intent's answer")
-    lost = [question for question in testing("assistant") if question.intent == OUT_OF_SCOPE]
+    lost = [question for question in held_out("assistant") if question.intent == OUT_OF_SCOPE]
     typer.echo(f"out of scope: {accuracy(model, words, 'assistant', lost):.1%} of {len(lost)} are told so")
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from examples.corpus import HERE, OUT_OF_SCOPE, ROUTES, SYSTEM, answers
-from examples.train_model import accuracy, learn_words, testing
+from examples.train_model import accuracy, held_out, learn_words
 from prebake import settings
 
 MODEL = HERE / "model"
@@ -32,13 +32,13 @@ def words():
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_three_of_four_unseen_questions_get_their_intents_answer(model, words, route):
-    asked = [question for question in testing(route) if question.intent != OUT_OF_SCOPE]
+    asked = [question for question in held_out(route) if question.intent != OUT_OF_SCOPE]
     assert accuracy(model, words, route, asked[::4]) > 0.75
 
 
 def test_generating_token_by_token_gives_what_the_accuracy_counts(model, words):
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    for question in testing("banking")[::200]:
+    for question in held_out("banking")[::200]:
         ids = tokenizer.apply_chat_template(chat("banking", question), add_generation_prompt=True, return_tensors="pt")
         written = model.generate(**ids, max_new_tokens=48)[0, ids["input_ids"].shape[1] :]
         right = tokenizer.decode(written, skip_special_tokens=True) == answers("banking")[question.intent]
@@ -51,7 +51,7 @@ def test_vllm_serves_it_with_the_examples_settings():
     vllm = pytest.importorskip("vllm", reason="the extra cpu is not installed: no engine can be started")
     effective = settings.load(HERE / "prebake.toml").engine
     engine = vllm.LLM(effective.model, **effective.args)
-    asked = [(route, question) for route in ROUTES for question in testing(route)[::150] if question.intent != "oos"]
+    asked = [(route, question) for route in ROUTES for question in held_out(route)[::150] if question.intent != "oos"]
     outputs = engine.chat(
         [chat(route, question) for route, question in asked],
         vllm.SamplingParams(temperature=0, max_tokens=48),

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from examples.corpus import HERE, ROUTES, SYSTEM, answers
-from examples.train_model import IGNORED, MAX_LENGTH, batches, epoch, forward, learn_words, testing, training
+from examples.train_model import IGNORED, MAX_LENGTH, batches, epoch, forward, held_out, learn_words, training
 from prebake.request import fold_text
 
 MODEL = HERE / "model"
@@ -34,8 +34,8 @@ def model():
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_no_test_question_is_trained_on(route):
-    assert len(testing(route)) > 3000
-    assert not {fold_text(q.text) for q in training(route)} & {fold_text(q.text) for q in testing(route)}
+    assert len(held_out(route)) > 3000
+    assert not {fold_text(q.text) for q in training(route)} & {fold_text(q.text) for q in held_out(route)}
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -84,7 +84,7 @@ def test_padding_changes_no_prediction(words, model):
 def test_the_shipped_tokenizer_is_the_one_that_the_command_learns(words, shipped):
     assert shipped.get_vocab() == words.writer.get_vocab()
     for route in ROUTES:
-        for question in testing(route)[:200]:
+        for question in held_out(route)[:200]:
             assert shipped(question.text)["input_ids"] == words.read(question.text)
 
 
