@@ -12,6 +12,7 @@ import pytest
 from engine import Engine
 from prebake.errors import Interrupted, SettingsError
 from prebake.prices import GpuPrice
+from prebake.routes import Route
 from prebake.settings import Engine as EngineSettings
 from prebake.settings import Settings
 from prebake.stop import Stop
@@ -87,25 +88,28 @@ def test_a_bake_that_was_stopped_goes_on_from_the_very_token(store: Store, setti
     assert {row["completion_tokens"] for row in committed(store)} == {300}
 
 
-def test_nothing_is_admitted_that_the_budget_cannot_pay(store: Store, settings: Settings, engine: Engine) -> None:
-    add_plan(store, settings, [question(n, max_tokens=10, ignore_eos=True) for n in range(40)])
-    # One answer costs a second at worst, so of the budget's seconds each pays one at most.
+def test_nothing_is_admitted_whose_worst_case_the_budget_cannot_pay(
+    store: Store, settings: Settings, engine: Engine
+) -> None:
+    add_plan(store, settings, [question(n, max_tokens=10 if n < 3 else 400, ignore_eos=True) for n in range(6)])
+    # 30 dollars pay half a minute; by this price 10 tokens can take a second, and 400 tokens forty.
     price = GpuPrice(usd_per_hour=3600, completion_tokens_per_s=10)
     poor = settings.model_copy(
         update={
-            "plan": settings.plan.model_copy(update={"budget_usd": 5.5}),
+            "plan": settings.plan.model_copy(update={"budget_usd": 30.0}),
             "prices": settings.prices.model_copy(update={"gpu": price}),
         }
     )
     report = _bake(store, poor, engine)
-    assert report.gpu_usd <= 5.5
-    assert report.unpaid == 40 - len(committed(store)) > 0
+    assert report.gpu_usd <= 30
+    assert {row["completion_tokens"] for row in committed(store)} == {10}
+    assert report.unpaid == 3
     assert store.ledger.progress(PLAN_ID).leased == 0
 
 
 def test_a_plan_that_names_a_vanished_route_says_so(store: Store, settings: Settings, engine: Engine) -> None:
     add_plan(store, settings, [question(1)])
-    other = settings.model_copy(update={"routes": (settings.routes[0].model_copy(update={"name": "other"}),)})
+    other = Settings(store=settings.store, engine=settings.engine, routes=(Route(name="other"),))
     with pytest.raises(SettingsError, match="no route is called 'default'"):
         _bake(store, other, engine)
     assert store.ledger.progress(PLAN_ID).leased == 0
