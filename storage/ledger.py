@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, case, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 
@@ -92,7 +92,8 @@ class Ledger:
 
         def work(connection: Connection) -> None:
             values = {"run_id": run_id, "kind": kind, "day": day, "params": dict(params), "status": "running"}
-            _insert_new(connection, schema.runs, [values | {"started_at": self._database.now(connection)}])
+            row = values | {"started_at": self._database.now(connection)}
+            connection.execute(_insert_new(connection, schema.runs).values(row))
 
         self._database.run(work)
         return run_id
@@ -134,7 +135,7 @@ class Ledger:
             for shard_id, answers in shards.items()
         ]
         if rows:
-            self._database.run(lambda connection: _insert_new(connection, schema.shards, rows))
+            self._database.run(lambda connection: connection.execute(_insert_new(connection, schema.shards), rows))
 
     def progress(self, plan_id: str) -> Progress:
         """How far the plan is; a lease that ran out counts as pending."""
@@ -214,8 +215,10 @@ class Ledger:
         def work(connection: Connection) -> None:
             with _holding(connection, lease):
                 values = {"plan_id": lease.plan_id, "shard_id": lease.shard_id, "fence": lease.fence, **vars(part)}
-                added_at = self._database.now(connection)
-                if not _insert_new(connection, schema.parts, [values | {"added_at": added_at}]):
+                row = values | {"added_at": self._database.now(connection)}
+                # What comes back counts, not the row count: psycopg's is -1 for an INSERT.
+                added = _insert_new(connection, schema.parts).values(row).returning(schema.parts.c.key)
+                if connection.execute(added).first() is None:
                     _check_same(connection, lease, part)
 
         self._database.run(work)
@@ -263,10 +266,10 @@ def open_ledger(url: str | URL, *, patience_s: float = PATIENCE_S) -> Ledger:
     return Ledger(database)
 
 
-def _insert_new(connection: Connection, table: Any, rows: list[dict[str, Any]]) -> int:
-    """Insert the rows that are not there yet; returns how many were inserted."""
+def _insert_new(connection: Connection, table: Table) -> Any:
+    """An INSERT that leaves rows alone whose keys are there already."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    return connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows).rowcount
+    return dialect.insert(table).on_conflict_do_nothing()
 
 
 def _sum(column: Any) -> Any:

@@ -99,8 +99,9 @@ def _try_to_take(database: LedgerDatabase, connection: Connection, values: dict[
             # The second alternative: this very call, tried again after its commit's answer was lost.
             where=(locks.c.lease_until < now) | (locks.c.token == values["token"]),
         )
+        .returning(locks.c.name)  # psycopg's row count of an INSERT is -1
     )
-    while not connection.execute(taken).rowcount:
+    while connection.execute(taken).first() is None:
         holder = connection.execute(select(locks).where(locks.c.name == values["name"])).one_or_none()
         if holder is not None:  # else it was freed between the two statements
             return holder
