@@ -161,7 +161,7 @@ def test_a_stopped_ingest_keeps_whole_files_only_and_goes_on_when_it_is_run_agai
     process = command(folder, folder / "1.jsonl", folder / "2.jsonl")
     table = folder / "store" / "tables" / "query_log"
     give_up = time.monotonic() + 60
-    while not list(table.glob("day=*/*.parquet")) and time.monotonic() < give_up:
+    while not list(table.glob("_delta_log/*1.json")) and time.monotonic() < give_up:
         time.sleep(0.02)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
