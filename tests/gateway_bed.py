@@ -82,7 +82,9 @@ def running(
                 try:
                     process.wait(15)
                 except subprocess.TimeoutExpired:
-                    process.kill()
+                    pass
+                finally:
+                    process.kill()  # whatever interrupts the wait; nothing happens to a process that has ended
                     process.wait()
 
 
