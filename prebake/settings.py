@@ -49,6 +49,8 @@ class Privacy(Section):
 
     user_salt: SecretStr | None = Field(
         default=None,
+        min_length=1,
+        max_length=64,  # the longest key BLAKE2b takes (RFC 7693), in ASCII characters
         description="Secret that user ids are hashed with; set it by PREBAKE_PRIVACY__USER_SALT. Empty: a random "
         "one is made once and kept in the store's folder (local stores only).",
     )

@@ -106,7 +106,7 @@ def _store(settings: Settings) -> Iterator[Finding]:
         if manifest is None:
             yield Finding("snapshot", "warn", "none yet: every request is a miss", "run: prebake nightly")
         else:
-            yield Finding("snapshot", "ok", f"{manifest.version}, {manifest.count:,} answers")
+            yield Finding("snapshot", "ok", f"{manifest.version}, {manifest.answers:,} answers")
     if "://" not in settings.store.root:
         free = shutil.disk_usage(settings.store.root).free
         state = "ok" if free > 2**30 else "warn"

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,9 +21,11 @@ from prebake.errors import PrebakeError
 
 
 def plain(value: Any) -> Any:
-    """What JSON can say of a report: dataclasses as objects, bytes as base64, times as ISO 8601."""
+    """What JSON can say of a report: dataclasses and models as objects, bytes as base64, times as ISO 8601."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump())
     if isinstance(value, Mapping):
         return {str(plain(key)): plain(item) for key, item in value.items()}
     if isinstance(value, Enum):
