@@ -6,12 +6,11 @@ processes may write at once, and every version can be gone back to until :meth:`
 
 from __future__ import annotations
 
-import contextlib
 import random
 import re
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -95,16 +94,10 @@ class DeltaTable:
             if self.has(once):
                 return False
             keys = {f"{TABLES}/{self.table.name}/day={file.day}/{uuid.uuid4().hex}.parquet": file for file in files}
-            try:
-                for key, file in keys.items():
-                    self._objects.upload(key, file.path)
-                added = self._add_files(keys, once)
-            except BaseException:
-                self._discard(keys)
-                raise
-            if not added:
-                self._discard(keys)
-            return added
+            for key, file in keys.items():
+                self._objects.upload(key, file.path)
+            # Files of a commit that failed stay for compact() to find: the commit may have arrived all the same.
+            return self._add_files(keys, once)
 
     def has(self, once: str) -> bool:
         """Whether something was appended by that name."""
@@ -172,13 +165,13 @@ class DeltaTable:
             handle.restore(version)
 
     def compact(self) -> None:
-        """Merge small files and delete those that no version of the last seven days needs."""
+        """Merge small files; delete those, older than seven days, that no version of these days needs."""
         with self._sentences("compact"):
             handle = self._open()
             if handle is None:
                 return
             handle.optimize.compact()
-            handle.vacuum(retention_hours=_KEEP_HOURS, dry_run=False)
+            handle.vacuum(retention_hours=_KEEP_HOURS, dry_run=False, full=True)
 
     def _open(self) -> deltalake.DeltaTable | None:
         try:
@@ -217,13 +210,6 @@ class DeltaTable:
             else:
                 return True
         raise ConflictError(f"{self.uri}: {_TRIES} appends lost against other writers; run it again")
-
-    def _discard(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            with contextlib.suppress(
-                StorageError
-            ):  # what cannot be deleted is no part of the table: compact() takes it
-                self._objects.delete(key)
 
     def _create(self) -> deltalake.DeltaTable:
         try:
