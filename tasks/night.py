@@ -218,7 +218,7 @@ class _Steps:
         if paths:
             yield self._step("ingest", ingest, paths)
         if any(True for _ in self._store.objects.list(GATEWAY_LOG_FOLDER + "/")):
-            folder = f"{self._store.objects.uri}/{GATEWAY_LOG_FOLDER}/*.parquet"
+            folder = f"{self._store.objects.uri}/{GATEWAY_LOG_FOLDER}"
             yield self._step("ingest", ingest, [folder], preset="prebake")
 
     def _step(self, name: str, step: Callable[..., T], *args: object, **kwargs: object) -> T:
