@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from examples.corpus import HERE, OUT_OF_SCOPE, ROUTES, SYSTEM, answers
-from examples.train_model import accuracy, held_out, learn_words
+from examples.train_model import accuracy, held_out
 from prebake import settings
 
 MODEL = HERE / "model"
@@ -23,11 +23,6 @@ def chat(route, question):
 @pytest.fixture(scope="module")
 def model():
     return LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def words():
-    return learn_words()
 
 
 @pytest.mark.parametrize("route", ROUTES)

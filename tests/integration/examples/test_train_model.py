@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from examples.corpus import HERE, ROUTES, SYSTEM, answers
-from examples.train_model import IGNORED, MAX_LENGTH, batches, epoch, forward, held_out, learn_words, training
+from examples.train_model import IGNORED, MAX_LENGTH, batches, epoch, forward, held_out, training
 from prebake.request import fold_text
 
 MODEL = HERE / "model"
@@ -18,8 +18,8 @@ MODEL_BYTES = 2_000_000
 
 
 @pytest.fixture(scope="module")
-def words():
-    return learn_words()
+def examples(words):
+    return epoch(words, Random(3))
 
 
 @pytest.fixture(scope="module")
@@ -52,30 +52,29 @@ def test_case_unicode_form_and_white_space_are_not_read(words):
     assert words.read("<|user|> ﬁne") == words.read("<|user|> fine")
 
 
-def test_an_epoch_is_the_same_for_the_same_seed_and_differs_from_the_next(words):
+def test_an_epoch_is_the_same_for_the_same_seed_and_differs_from_the_next(words, examples):
     random = Random(3)
-    first, second = epoch(words, random), epoch(words, random)
-    assert first == epoch(words, Random(3))
-    assert first != second
+    assert epoch(words, random) == examples
+    assert epoch(words, random) != examples
 
 
-def test_batches_hold_every_example_once(words):
-    examples = epoch(words, Random(1))[:1000]
-    cut = batches(examples, 64, Random(1))
-    assert sorted((e.read, e.write) for batch in cut for e in batch) == sorted((e.read, e.write) for e in examples)
+def test_batches_hold_every_example_once(examples):
+    some = examples[:1000]
+    cut = batches(some, 64, Random(1))
+    assert sorted((e.read, e.write) for batch in cut for e in batch) == sorted((e.read, e.write) for e in some)
     assert max(len(batch) for batch in cut) == 64
 
 
-def test_only_the_answer_is_learnt(words, model):
-    batch = epoch(words, Random(1))[:8]
+def test_only_the_answer_is_learnt(examples, model):
+    batch = examples[:8]
     logits, labels = forward(model, batch)
     assert labels.tolist() == [token for example in batch for token in example.write]
     assert IGNORED not in labels
     assert logits.shape == (len(labels), model.config.vocab_size)
 
 
-def test_padding_changes_no_prediction(words, model):
-    short, *_, long = sorted(epoch(words, Random(1))[:100], key=lambda e: len(e.read) + len(e.write))
+def test_padding_changes_no_prediction(examples, model):
+    short, *_, long = sorted(examples[:100], key=lambda e: len(e.read) + len(e.write))
     alone, _ = forward(model, [short])
     beside, _ = forward(model, [short, long])
     torch.testing.assert_close(beside[: len(alone)], alone, rtol=1e-4, atol=1e-4)
