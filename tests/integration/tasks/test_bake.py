@@ -107,11 +107,13 @@ def test_nothing_is_admitted_whose_worst_case_the_budget_cannot_pay(
     assert store.ledger.progress(PLAN_ID).leased == 0
 
 
-def test_a_plan_that_names_a_vanished_route_says_so(store: Store, settings: Settings, engine: Engine) -> None:
+def test_a_plan_that_names_a_vanished_route_says_so_before_an_engine_is_loaded(
+    store: Store, settings: Settings
+) -> None:
     add_plan(store, settings, [question(1)])
     other = Settings(store=settings.store, engine=settings.engine, routes=(Route(name="other"),))
-    with pytest.raises(SettingsError, match="no route is called 'default'"):
-        _bake(store, other, engine)
+    with pytest.raises(SettingsError, match=f"no route is called '{settings.routes[0].name}'"):
+        _bake(store, other, None)
     assert store.ledger.progress(PLAN_ID).leased == 0
 
 
