@@ -73,6 +73,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     _override("PREBAKE_ENGINE__MODEL", model and (str(Path(model).resolve()) if Path(model).is_dir() else model))
     _override("PREBAKE_STORE__ROOT", store if store or settings else str(out.resolve() / "store"))
+    _override("PREBAKE_INGEST__PATHS", json.dumps(log or [str(out.resolve() / "log" / "*.jsonl.zst")]))
     _override("PREBAKE_ROUTES", PLAIN_ROUTE if log and not settings else None)
     file = settings or HERE / "prebake.toml"
     with stop_on_signals() as stop:

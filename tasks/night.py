@@ -20,6 +20,7 @@ from prebake.errors import InputError, Interrupted
 from prebake.progress import Progress, Silent
 from prebake.settings import Settings
 from prebake.stop import Stop
+from storage.locks import HeldLock
 from storage.store import Store, open_store
 from tasks.bake import BakeReport, bake
 from tasks.ingest import IngestReport, ingest
@@ -140,11 +141,11 @@ def backfill(
     check_routes(settings, routes)
     progress, stop = progress or Silent(), stop or Stop()
     reports = []
-    with open_store(settings) as store, store.ledger.lock("night", owner_name(), LOCK_LEASE_S, wait_s):
+    with open_store(settings) as store, store.ledger.lock("night", owner_name(), LOCK_LEASE_S, wait_s) as lock:
         for offset in range((end - start).days + 1):
             day = start + timedelta(days=offset)
             with _run(store, kind, day, routes=list(routes or ()), redo=redo) as run_id:
-                steps = _Steps(store, settings, run_id, day, run_step, progress, stop)
+                steps = _Steps(store, settings, lock, run_id, day, run_step, progress, stop)
                 reports.append(steps.all(routes, redo, settings.ingest.paths if paths is None else paths))
                 store.ledger.finish_run(run_id, "completed", {"wall_s": reports[-1].wall_s})
     return reports
@@ -191,13 +192,14 @@ class _Steps:
         self,
         store: Store,
         settings: Settings,
+        lock: HeldLock,
         run_id: str,
         day: date,
         run_step: StepRunner,
         progress: Progress,
         stop: Stop,
     ) -> None:
-        self._store, self._settings = store, settings
+        self._store, self._settings, self._lock = store, settings, lock
         self._run_id, self._day = run_id, day
         self._run_step, self._progress, self._stop = run_step, progress, stop
         self._wall_s: dict[str, float] = {}
@@ -223,6 +225,7 @@ class _Steps:
 
     def _step(self, name: str, step: Callable[..., T], *args: object, **kwargs: object) -> T:
         self._stop.check()
+        self._lock.check()
         started = time.monotonic()
         try:
             return self._run_step(
