@@ -95,7 +95,9 @@ class Mine(Section):
     """What counts as coming back."""
 
     window_days: int = Field(default=14, ge=1, description="Days of log that the plan looks back on.")
-    memory_gb: float = Field(default=2, gt=0, description="Most memory that counting takes, in GB; the rest goes to disk.")
+    memory_gb: float = Field(
+        default=2, gt=0, description="Most memory that counting takes, in GB; the rest goes to disk."
+    )
     threads: int = Field(default=0, ge=0, description="Threads that counting takes; 0: all cores.")
 
 

@@ -25,7 +25,12 @@ def test_every_command_of_the_tutorial_works_and_the_question_in_capitals_is_a_h
     script = tmp_path / "tutorial.sh"
     script.write_text(bash_blocks(REPOSITORY / "docs" / "tutorial.md"), encoding="utf-8")
     run = subprocess.run(
-        ["bash", "-euo", "pipefail", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=540, check=False
+        ["bash", "-euo", "pipefail", str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert "hit - " in run.stdout

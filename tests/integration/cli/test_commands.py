@@ -35,7 +35,8 @@ name = "faq"
 scope = "shared"
 fold = "text"
 """
-COMMANDS = "init doctor ingest mine plan bake publish nightly backfill snapshots rollback serve sql".split()
+COMMANDS = ["init", "doctor", "ingest", "mine", "plan", "bake", "publish", "nightly", "backfill", "snapshots"]
+COMMANDS += ["rollback", "serve", "sql"]
 
 
 def prebake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
