@@ -5,23 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Final
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed
 from prefect.workers.process import ProcessWorker
 
 SCHEDULED: Final = "nightly/nightly"
-_SILENT: Final = "prebake: a run without a heartbeat has crashed"
-_SILENT_AFTER_S: Final = 90
 
 
 class Prefect:
@@ -58,10 +52,12 @@ class Prefect:
         for schedule in found.schedules:
             self._client.update_deployment_schedule(found.id, schedule.id, active=active)
 
-    def crash_silent_runs(self) -> None:
-        """Let the server mark runs whose process died as crashed; else they would hold their place for ever."""
-        if not self._client.read_automations_by_name(_SILENT):
-            self._client.create_automation(_silent_runs())
+    def crash_lost_runs(self, pool: str, alive: Callable[[int], bool]) -> None:
+        """Mark the pool's runs whose process is not ``alive`` as crashed: a killed worker leaves them as running."""
+        for run in self._started(pool):
+            if run.infrastructure_pid and not alive(_pid(run.infrastructure_pid)):
+                lost = Crashed(message="its process is gone; what was finished is kept, run it again to go on")
+                self._client.set_flow_run_state(run.id, lost, force=True)
 
     def cancel(self, pool: str, ours: Callable[[int], bool], *, within_s: float) -> None:
         """Cancel the pool's runs whose process id is ``ours``, and wait for their end."""
@@ -86,22 +82,3 @@ class Prefect:
 
 def _pid(infrastructure_pid: str) -> int:
     return int(infrastructure_pid.rsplit(":", 1)[-1])
-
-
-def _silent_runs() -> AutomationCore:
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-    return AutomationCore(
-        name=_SILENT,
-        trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *ends},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=_SILENT_AFTER_S),
-        ),
-        actions=[
-            ChangeFlowRunState(state=StateType.CRASHED, message=f"no sign of life for {_SILENT_AFTER_S} s"),
-        ],
-    )

@@ -26,7 +26,7 @@ from prebake.stop import Stop, stop_on_signals
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 POOL: Final = "prebake"
-_START_S: Final = 180.0
+_START_S: Final = 300.0
 _STOP_S: Final = 20.0
 _DRAIN_S: Final = 40.0  # Prefect kills a run 30 s after its cancel
 
@@ -65,27 +65,39 @@ def up(
     home = _home(file, home)
     url = server.rstrip("/").removesuffix("/api") or f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     environment = _environment(home, url, file)
-    with stop_on_signals() as stop, ExitStack() as stack:
-        if server:
-            _wait_until_healthy(url, stop, None)
-            children = []
-        else:
-            children = [stack.enter_context(_server(home, host, port, url, environment, stop))]
-        if stop.requested:
-            return
-        prefect = stack.enter_context(Prefect.at(url))
-        prefect.make_pool(POOL)
-        switched_on = prefect.is_scheduled(SCHEDULED)
-        _deploy(environment)
-        prefect.schedule(SCHEDULED, switched_on)
-        prefect.crash_silent_runs()
-        worker = stack.enter_context(_child("worker", _WORKER, home, environment))
-        stack.callback(_drain, prefect, worker)
-        _announce(url, prefect.is_scheduled(SCHEDULED))
-        while not stop.wait(1.0):
-            for child in (*children, worker):
-                child.check()
-        _say("stopping: runs under way are drained first")
+    try:
+        with stop_on_signals() as stop, ExitStack() as stack:
+            _run(stack, stop, home, host, port, url, environment, started=not server)
+    except httpx.HTTPError as error:
+        raise PrebakeError(
+            f"{url}: Prefect's server failed to answer ({error!r}); its log: {home}/server.log"
+        ) from error
+
+
+def _run(
+    stack: ExitStack, stop: Stop, home: Path, host: str, port: int, url: str, environment: dict[str, str], started: bool
+) -> None:
+    children = []
+    if started:
+        children.append(stack.enter_context(_server(home, host, port, url, environment, stop)))
+    else:
+        _wait_until_healthy(url, stop, None)
+    if stop.requested:
+        return
+    prefect = stack.enter_context(Prefect.at(url))
+    prefect.make_pool(POOL)
+    switched_on = prefect.is_scheduled(SCHEDULED)
+    _deploy(environment)
+    prefect.schedule(SCHEDULED, switched_on)
+    if started:  # a server of others may have runs on other machines
+        prefect.crash_lost_runs(POOL, lambda pid: _session(pid) is not None)
+    worker = stack.enter_context(_child("worker", _WORKER, home, environment))
+    stack.callback(_drain, prefect, worker)
+    _announce(url, prefect.is_scheduled(SCHEDULED))
+    while not stop.wait(1.0):
+        for child in (*children, worker):
+            child.check()
+    _say("stopping: runs under way are drained first")
 
 
 _WORKER: Final = ("worker", "start", "--pool", POOL, "--type", "process")
@@ -112,7 +124,6 @@ def _environment(home: Path, url: str, file: Path | None) -> dict[str, str]:
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui"),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         ENV_FILE: str(file.resolve()) if file else "",
     }
 

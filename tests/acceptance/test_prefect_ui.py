@@ -23,7 +23,7 @@ from prebake.settings import load
 from storage.store import open_store
 from tests.conftest import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 NOW = datetime.now(UTC)
 YESTERDAY = NOW.date() - timedelta(days=1)
@@ -237,7 +237,7 @@ def _cancel(site: Site, run_id: str) -> None:
 
 
 def _until(found: Callable[[], Any], what: str, state: str = "") -> Any:
-    give_up = time.monotonic() + 300
+    give_up = time.monotonic() + 600
     while time.monotonic() < give_up:
         if result := found():
             assert not state or result["state"]["type"] == state, result["state"]
