@@ -113,19 +113,33 @@ class Keyed(NamedTuple):
     fingerprint: bytes
 
 
+class Asked(NamedTuple):
+    """A request the store may answer, with all that the query log keeps of it."""
+
+    route: Route
+    scope: str
+    fingerprint: bytes
+    request: bytes  # model_request()
+    turns: int  # user_turns()
+    prompt: str  # last_user_text()
+
+
 class _BypassedError(Exception):
     def __init__(self, reason: Bypass) -> None:
         self.reason = reason
 
 
 class _Template(NamedTuple):
-    """Requests that differ only in the text of their last message: canonical JSON up to the text, and after it."""
+    """Requests that differ only in the text of their last message: JSON up to the text, and after it."""
 
     route: Route
     scope: str
     fold: bool
-    head: bytes
+    head: bytes  # of the canonical request
     tail: bytes
+    asked_head: bytes  # of what the model is asked
+    asked_tail: bytes
+    turns: int
 
 
 def key_request(body: Any, routes: Routes, tenant: str | None = None) -> Keyed | Bypass:
@@ -139,15 +153,33 @@ def key_request(body: Any, routes: Routes, tenant: str | None = None) -> Keyed |
             route, scope, asked = _canonical(body, routes, tenant)
             canonical = _json(asked)
         else:
-            # Model, parameters and system prompt come back in request after request: their part is worked out once.
-            given = orjson.dumps((tenant, body | {"messages": body["messages"][:-1]}))
-            route, scope, fold, head, tail = routes.templates.get(given) or _template(given, body, routes, tenant)
+            route, scope, fold, head, tail, _, _, _ = _template(body, routes, tenant)
             canonical = head + orjson.dumps(fold_text(text) if fold else text) + tail
     except _BypassedError as bypassed:
         return bypassed.reason
     except (TypeError, ValueError, RecursionError):  # what JSON cannot say: lone surrogates, huge integers ...
         return Bypass.MALFORMED
     return tuple.__new__(Keyed, (route, scope, sha256(canonical).digest()[:16]))
+
+
+def read_request(body: Any, routes: Routes, tenant: str | None = None) -> Asked | Bypass:
+    """What :func:`key_request` finds, and what the night and its readers need beside it, in one pass. Never raises."""
+    text = _only_text(body)
+    if text is None:
+        keyed = key_request(body, routes, tenant)
+        if isinstance(keyed, Bypass):
+            return keyed
+        return Asked(*keyed, model_request(body, routes), user_turns(body), last_user_text(body))
+    try:
+        route, scope, fold, head, tail, asked_head, asked_tail, turns = _template(body, routes, tenant)
+        written = orjson.dumps(text)
+        canonical = head + (orjson.dumps(fold_text(text)) if fold else written) + tail
+    except _BypassedError as bypassed:
+        return bypassed.reason
+    except (TypeError, ValueError, RecursionError):
+        return Bypass.MALFORMED
+    fingerprint = sha256(canonical).digest()[:16]
+    return tuple.__new__(Asked, (route, scope, fingerprint, asked_head + written + asked_tail, turns, text))
 
 
 def canonical_request(body: Any, routes: Routes, tenant: str | None = None) -> bytes | Bypass:
@@ -164,13 +196,7 @@ def model_request(body: Mapping[str, Any], routes: Routes) -> bytes:
     Raises ValueError for a body that :func:`key_request` does not accept.
     """
     try:
-        return _json(
-            {
-                "messages": _messages(body["messages"], fold=False),
-                "model": routes.alias(body["model"]),
-                "params": _params(body),
-            }
-        )
+        return _json(_asked(body, routes))
     except _BypassedError as bypassed:
         raise ValueError(f"model_request() takes only what key_request() accepts: {bypassed.reason}") from None
 
@@ -214,20 +240,38 @@ def _only_text(body: Any) -> str | None:
     return None
 
 
-def _template(given: bytes, body: dict[str, Any], routes: Routes, tenant: str | None) -> _Template:
-    """Work it out with an empty text, and remember it under the bytes of all that it depends on."""
-    blank = {"role": "user", "content": ""}
-    route, scope, canonical = _canonical(body | {"messages": [*body["messages"][:-1], blank]}, routes, tenant)
-    whole = _json(canonical)
-    upto_messages = _json({name: canonical[name] for name in ("api", "knowledge", "messages")})
-    text = len(upto_messages) - len(b'"","role":"user"}]}')
-    template = _Template(route, scope, route.fold == "text", whole[:text], whole[text + len(b'""') :])
+def _template(body: dict[str, Any], routes: Routes, tenant: str | None) -> _Template:
+    """Model, parameters and system prompt come back in request after request: their part is worked out once."""
+    given = orjson.dumps((tenant, body | {"messages": body["messages"][:-1]}))
+    return routes.templates.get(given) or _remembered(given, body, routes, tenant)
+
+
+def _remembered(given: bytes, body: dict[str, Any], routes: Routes, tenant: str | None) -> _Template:
+    """Work the template out with an empty text, and remember it under the bytes of all that it depends on."""
+    blank = body | {"messages": [*body["messages"][:-1], {"role": "user", "content": ""}]}
+    route, scope, canonical = _canonical(blank, routes, tenant)
+    asked = _asked(blank, routes)
+    template = _Template(
+        route,
+        scope,
+        route.fold == "text",
+        *_around_text(canonical, ("api", "knowledge", "messages")),
+        *_around_text(asked, ("messages",)),
+        user_turns(blank),
+    )
     # NaN and infinities are written as null: what has a null is not remembered but looked at each time.
     if len(given) <= _LONGEST_REMEMBERED and b"null" not in given.removeprefix(b"[null"):
         if len(routes.templates) >= _MOST_REMEMBERED:
             routes.templates.clear()
         routes.templates[given] = template
     return template
+
+
+def _around_text(value: Mapping[str, Any], upto_messages: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """The JSON before and after the empty text of the last message."""
+    whole = _json(value)
+    text = len(_json({name: value[name] for name in upto_messages})) - len(b'"","role":"user"}]}')
+    return whole[:text], whole[text + len(b'""') :]
 
 
 def _canonical(body: Any, routes: Routes, tenant: str | None) -> tuple[Route, str, dict[str, Any]]:
@@ -262,6 +306,15 @@ def _canonical(body: Any, routes: Routes, tenant: str | None) -> tuple[Route, st
             "scope": scope,
         },
     )
+
+
+def _asked(body: Mapping[str, Any], routes: Routes) -> dict[str, Any]:
+    """What the model is asked, texts as they were written."""
+    return {
+        "messages": _messages(body["messages"], fold=False),
+        "model": routes.alias(body["model"]),
+        "params": _params(body),
+    }
 
 
 def _json(value: Any) -> bytes:

@@ -25,6 +25,7 @@ from prebake.request import (
     key_request,
     last_user_text,
     model_request,
+    read_request,
     user_turns,
 )
 from prebake.routes import Route, Routes
@@ -391,6 +392,23 @@ class TestWhatTheModelIsAsked:
             again = {"model": asked["model"], "messages": asked["messages"], **asked["params"]}
             assert key(again, FOLDED) == key(request, FOLDED)
             assert isinstance(last_user_text(request), str)
+
+    @given(bodies, st.sampled_from([SHARED, FOLDED, TENANTS]), st.none() | texts)
+    def test_is_read_in_one_pass_as_in_its_parts(
+        self, request: dict[str, Any], routes: Routes, tenant: str | None
+    ) -> None:
+        for _ in range(2):  # worked out, then remembered
+            found = read_request(request, routes, tenant)
+            keyed = key_request(request, routes, tenant)
+            if isinstance(keyed, Keyed):
+                assert found == (*keyed, model_request(request, routes), user_turns(request), last_user_text(request))
+            else:
+                assert found == keyed
+
+    @given(json_values)
+    def test_is_a_bypass_for_what_is_no_request(self, value: Any) -> None:
+        assert read_request(value, SHARED) == key_request(value, SHARED) == Bypass.MALFORMED
+        assert read_request(body("\ud800"), SHARED) is Bypass.MALFORMED
 
     def test_refuses_what_has_no_key(self) -> None:
         with pytest.raises(ValueError, match="choices"):
