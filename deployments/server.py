@@ -10,7 +10,7 @@ from typing import Final
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
 from prefect.workers.process import ProcessWorker
@@ -56,7 +56,9 @@ class Prefect:
         """Mark the pool's runs whose process is not ``alive`` as crashed: a killed worker leaves them as running."""
         for run in self._started(pool):
             if run.infrastructure_pid and not alive(_pid(run.infrastructure_pid)):
-                lost = Crashed(message="its process is gone; what was finished is kept, run it again to go on")
+                lost: State[None] = Crashed(
+                    message="its process is gone; what was finished is kept, run it again to go on"
+                )
                 self._client.set_flow_run_state(run.id, lost, force=True)
 
     def cancel(self, pool: str, ours: Callable[[int], bool], *, within_s: float) -> None:
