@@ -28,12 +28,12 @@ def model():
 @pytest.mark.parametrize("route", ROUTES)
 def test_three_of_four_unseen_questions_get_their_intents_answer(model, words, route):
     asked = [question for question in held_out(route) if question.intent != OUT_OF_SCOPE]
-    assert accuracy(model, words, route, asked[::4]) > 0.75
+    assert accuracy(model, words, route, asked[::10]) > 0.75
 
 
 def test_generating_token_by_token_gives_what_the_accuracy_counts(model, words):
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    for question in held_out("banking")[::200]:
+    for question in held_out("banking")[::500]:
         ids = tokenizer.apply_chat_template(chat("banking", question), add_generation_prompt=True, return_tensors="pt")
         written = model.generate(**ids, max_new_tokens=48)[0, ids["input_ids"].shape[1] :]
         right = tokenizer.decode(written, skip_special_tokens=True) == answers("banking")[question.intent]
