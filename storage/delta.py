@@ -10,11 +10,9 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
@@ -26,6 +24,7 @@ from deltalake.transaction import AddAction
 
 from prebake.errors import ConflictError, StorageError
 from prebake.tables import Table
+from storage.data_file import DataFile
 from storage.objects import TABLES, Objects
 
 _TRIES: Final = 20
@@ -41,15 +40,6 @@ _WRITER: Final = deltalake.WriterProperties(
 )
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _TREE: Final = re.compile(r"\s*(?:->|↳)\s*")
-
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """A finished Parquet file on local disk with rows of one day, in the table's schema without ``day``."""
-
-    day: date
-    path: Path
-    rows: int
 
 
 class DeltaTable:
@@ -93,11 +83,8 @@ class DeltaTable:
         with self._sentences("append"):
             if self.has(once):
                 return False
-            keys = {f"{TABLES}/{self.table.name}/day={file.day}/{uuid.uuid4().hex}.parquet": file for file in files}
-            for key, file in keys.items():
-                self._objects.upload(key, file.path)
             # Files of a commit that failed stay for compact() to find: the commit may have arrived all the same.
-            return self._add_files(keys, once)
+            return self._add_files(self._upload(files), once)
 
     def has(self, once: str) -> bool:
         """Whether something was appended by that name."""
@@ -126,6 +113,33 @@ class DeltaTable:
                 )
             except CommitFailedError:
                 raise ConflictError(f"{self.uri}: another process wrote the same days; run it again") from None
+
+    def replace_files(self, files: Sequence[DataFile], days: Collection[date]) -> None:
+        """Put files that are written already in place of all rows of these days, as :meth:`replace_days` puts rows."""
+        if not days:
+            return
+        named = sorted(day.isoformat() for day in days)
+        with self._sentences("replace"):
+            before = self._files_of(self._open() or self._create(), named)
+            actions = self._upload(files)
+            for attempt in range(_TRIES):
+                handle = self._open() or self._create()
+                if self._files_of(handle, named) != before:
+                    break
+                try:
+                    handle.create_write_transaction(
+                        actions,
+                        "overwrite",
+                        self.table.schema,
+                        partition_by=list(self.table.partition_by),
+                        partition_filters=[("day", "in", named)],
+                        commit_properties=_commit(None),
+                    )
+                except CommitFailedError:  # another writer was first: with the same days, or with others?
+                    time.sleep(random.uniform(0, 0.02 * 2 ** min(attempt, 6)))
+                else:
+                    return
+        raise ConflictError(f"{self.uri}: another process wrote the same days; run it again")
 
     def scan(self) -> pa.dataset.Dataset:
         """The newest version as a dataset: DuckDB and pyarrow read only the days and columns they need."""
@@ -179,27 +193,29 @@ class DeltaTable:
         except TableNotFoundError:
             return None
 
-    def _add_files(self, files: Mapping[str, DataFile], once: str) -> bool:
-        root = f"{TABLES}/{self.table.name}/"
-        now_ms = int(time.time() * 1000)
-        actions = [
-            AddAction(
-                key.removeprefix(root),
-                file.path.stat().st_size,
-                {"day": file.day.isoformat()},
-                now_ms,
-                True,
-                f'{{"numRecords":{file.rows}}}',
-            )
-            for key, file in files.items()
-        ]
+    def _upload(self, files: Sequence[DataFile]) -> list[AddAction]:
+        """Put the files beside the table; a commit of these actions makes them part of it."""
+        actions = []
+        for file in files:
+            path = f"day={file.day.isoformat()}/{uuid.uuid4().hex}.parquet"
+            self._objects.upload(f"{TABLES}/{self.table.name}/{path}", file.path)
+            statistics = f'{{"numRecords":{file.rows}}}'
+            now_ms = int(time.time() * 1000)
+            partition = {"day": file.day.isoformat()}
+            actions.append(AddAction(path, file.path.stat().st_size, partition, now_ms, True, statistics))
+        return actions
+
+    def _files_of(self, handle: deltalake.DeltaTable, days: Sequence[str]) -> set[str]:
+        return {uri for uri in handle.file_uris() if any(f"/day={day}/" in uri for day in days)}
+
+    def _add_files(self, actions: Sequence[AddAction], once: str) -> bool:
         for attempt in range(_TRIES):
             handle = self._open() or self._create()
             if handle.transaction_version(once) is not None:
                 return False
             try:
                 handle.create_write_transaction(
-                    actions,
+                    list(actions),
                     "append",
                     self.table.schema,
                     partition_by=list(self.table.partition_by),

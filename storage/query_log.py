@@ -6,8 +6,10 @@ thousand times) is kept and written once: the columns are dictionaries from the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prebake.tables import QUERY_LOG, TIME
-from storage.delta import DataFile
+from storage.data_file import DataFile
 
 # A window of rows is held in memory before it is written: about 60 bytes a row, and the text of its requests.
 _WINDOW_ROWS: Final = 262_144
@@ -26,6 +28,7 @@ _OPEN_FILES: Final = 64
 _DAY_US: Final = 86_400_000_000
 _EPOCH: Final = date(1970, 1, 1)
 _SHARED: Final = ("route", "tenant", "scope", "fingerprint", "bypass", "turns", "model", "request", "prompt")
+_NAMES: Final = tuple(c.name for c in QUERY_LOG.columns if c.name not in QUERY_LOG.partition_by)
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -96,34 +99,38 @@ class DayFiles:
         self._cache: list[str | None] = []
 
     def _write_window(self) -> None:
-        at = np.array(self._at, dtype=np.int64)
+        at = np.array(self._at, dtype=np.int32)
         ts_us = np.array(self._ts_us, dtype=np.int64)
-        own = pa.table(
-            {
-                "ts": pa.array(ts_us, pa.int64()).cast(TIME),
-                "user_hash": pa.array(self._user_hash, pa.int64()),
-                "prompt_tokens": pa.array(self._prompt_tokens, pa.int64()),
-                "completion_tokens": pa.array(self._completion_tokens, pa.int64()),
-                "cache": pa.array(self._cache, pa.string()),
-            }
-        )
-        shared = _shared(list(self._places))
+        own = {
+            "ts": pa.array(ts_us, pa.int64()).cast(TIME),
+            "user_hash": pa.array(self._user_hash, pa.int64()),
+            "prompt_tokens": pa.array(self._prompt_tokens, pa.int64()),
+            "completion_tokens": pa.array(self._completion_tokens, pa.int64()),
+            "cache": pa.array(self._cache, pa.string()),
+        }
+        shared = {name: _Values(name, self._places) for name in _SHARED}
         days = ts_us // _DAY_US
-        order = np.argsort(days, kind="stable")
-        numbers, starts = np.unique(days[order], return_index=True)
-        for number, rows in zip(numbers, np.split(order, starts[1:]), strict=True):
-            self._write_day(_EPOCH + timedelta(days=int(number)), own.take(rows), shared, at[rows])
+        if days[0] == days[-1] and (days == days[0]).all():
+            self._write_day(int(days[0]), own, shared, at)
+        else:
+            order = np.argsort(days, kind="stable")
+            numbers, starts = np.unique(days[order], return_index=True)
+            for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+                taken = {name: column.take(pa.array(rows)) for name, column in own.items()}
+                self._write_day(number, taken, shared, at[rows])
         self._clear()
 
-    def _write_day(self, day: date, own: pa.Table, shared: pa.Table, at: npt.NDArray[np.int64]) -> None:
-        """Write one row group: only the day's own requests go into its dictionaries."""
-        used, index = np.unique(at, return_inverse=True)
-        columns = {name: own.column(name) for name in own.column_names}
-        for name, column in zip(_SHARED, shared.take(used).combine_chunks().columns, strict=True):
-            columns[name] = _spread(column, index)
-        columns["source"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(at), np.int32)), [self._source])
-        names = [column.name for column in QUERY_LOG.columns if column.name not in QUERY_LOG.partition_by]
-        table = pa.table({name: columns[name] for name in names})
+    def _write_day(
+        self, number: int, own: Mapping[str, pa.Array], shared: Mapping[str, _Values], at: npt.NDArray[np.int32]
+    ) -> None:
+        """Write one row group of the day that lies ``number`` days after 1970-01-01."""
+        columns = {
+            **own,
+            **{name: values.of(at) for name, values in shared.items()},
+            "source": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(at), np.int32)), [self._source]),
+        }
+        table = pa.table({name: columns[name] for name in _NAMES})
+        day = _EPOCH + timedelta(days=number)
         path, writer = self._open.get(day) or self._create(day, table.schema)
         writer.write_table(table)
         self._rows[path] += len(at)
@@ -137,6 +144,8 @@ class DayFiles:
             schema,
             compression="zstd",
             compression_level=1,
+            use_dictionary=[name for name in _NAMES if name != "ts"],
+            column_encoding={"ts": "DELTA_BINARY_PACKED"},
             dictionary_pagesize_limit=_WINDOW_TEXT_BYTES,
             store_schema=False,  # readers see plain strings, not our dictionaries
         )
@@ -149,14 +158,24 @@ class DayFiles:
         self._open.pop(day)[1].close()
 
 
-def _shared(requests: list[Request]) -> pa.Table:
-    types: dict[str, Any] = {column.name: column.type for column in QUERY_LOG.columns}
-    return pa.table({name: pa.array([getattr(r, name) for r in requests], types[name]) for name in _SHARED})
+class _Values:
+    """One column of the requests of a window: each value once, and for each request which one it has (-1: null)."""
 
+    def __init__(self, name: str, requests: Iterable[Request]) -> None:
+        numbers: dict[Any, int] = {None: -1}
+        found = map(attrgetter(name), requests)
+        self._which = np.array([numbers.setdefault(value, len(numbers) - 1) for value in found], dtype=np.int32)
+        self._values = pa.array(list(numbers)[1:], QUERY_LOG.schema.field(name).type)
 
-def _spread(column: pa.ChunkedArray, index: npt.NDArray[np.int64]) -> pa.Array:
-    """The requests' values for each row; texts as dictionaries, which hold each text once."""
-    values = column.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks)
-    return (values if pa.types.is_integer(values.type) else values.dictionary_encode()).take(pa.array(index))
+    def of(self, at: npt.NDArray[np.int32]) -> pa.Array:
+        """The values of the rows whose requests are these; texts as a dictionary of no more than what they use."""
+        which = self._which[at]
+        null = which < 0
+        used = np.zeros(len(self._values) + 1, dtype=bool)  # one more for the nulls
+        used[which] = True
+        values = self._values
+        if not used[:-1].all():
+            values = values.filter(pa.array(used[:-1]))
+            which = (np.cumsum(used, dtype=np.int32) - 1)[which]
+        index = pa.array(which, mask=null)
+        return values.take(index) if pa.types.is_integer(values.type) else pa.DictionaryArray.from_arrays(index, values)

@@ -24,10 +24,11 @@ from prebake.settings import Settings
 from prebake.stop import Stop
 from prebake.tables import REJECTS
 from storage.store import Store
+from tasks.logs.blocks import Block, Reject
 from tasks.logs.files import LogFile, digest_of, find_files
 from tasks.logs.presets import PRESETS, columns_of
-from tasks.logs.readers import Block, Reject, read_blocks
-from tasks.logs.rows import Job, Tally
+from tasks.logs.readers import read_blocks
+from tasks.logs.rows import Tally, job_of
 from tasks.logs.times import latest_us, zone_named
 from tasks.logs.workers import SMALL_BYTES, Alone, Readers, Workers, cores
 
@@ -133,7 +134,7 @@ class _Run:
         self._stop = stop
         self._now = datetime.now(UTC)
         until_us = latest_us(self._now, settings.ingest.max_future_hours)
-        self._job = Job(settings, preset, store.salt, until_us)
+        self._job = job_of(settings, preset, store.salt, until_us)
         self._alone = Alone(self._job)
         self._workers: Workers | None = None
         self._open = ExitStack()

@@ -6,13 +6,15 @@ In: one row of a log as a dict. Out: an Entry, or RowError (cannot be read) or N
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
-from prebake.settings import Columns, Ingest
 from prebake.tables import GATEWAY_LOG
 from tasks.logs.trouble import NotARequestError, RowError
+
+if TYPE_CHECKING:
+    from prebake.settings import Columns
 
 CHAT_PATH: Final = "/chat/completions"
 _TIMES: Final = ("timestamp", "ts", "created", "created_at")
@@ -20,6 +22,7 @@ _TIMES: Final = ("timestamp", "ts", "created", "created_at")
 _BESIDE: Final = frozenset({*_TIMES, "id", "custom_id", "tenant", "usage", "response"})
 # Marks what LiteLLM has left out of a long text (litellm.constants.LITELLM_TRUNCATED_PAYLOAD_FIELD).
 _LITELLM_CUT: Final = "(litellm_truncated"
+_NOTHING: Final[dict[str, Any]] = {}
 
 
 class Entry(NamedTuple):
@@ -38,9 +41,9 @@ class Entry(NamedTuple):
 Preset = Callable[[dict[str, Any]], Entry]
 
 
-def preset_named(name: str, settings: Ingest) -> Preset:
-    """The layout of that name; ``settings`` says where ``columns`` finds its values."""
-    return _by_columns(settings.columns) if name == "columns" else _LAYOUTS[name]
+def preset_named(name: str, columns: Columns | None) -> Preset:
+    """The layout of that name; ``columns`` says where the one called columns finds its values."""
+    return _by_columns(columns) if columns is not None else _LAYOUTS[name]
 
 
 def columns_of(name: str) -> tuple[str, ...] | None:
@@ -78,7 +81,7 @@ def read_openai(row: dict[str, Any]) -> Entry:
     User: ``user`` beside the body, else the body's ``user`` or ``safety_identifier``. Tenant: ``tenant`` beside the
     body, else in its ``metadata``. Tokens: ``usage``, or that of ``response``, beside the body.
     """
-    if not isinstance(url := row.get("url", CHAT_PATH), str) or not url.endswith(CHAT_PATH):
+    if "url" in row and not (isinstance(url := row["url"], str) and url.endswith(CHAT_PATH)):
         raise NotARequestError("not a chat request")
     if "body" in row:
         body = _object(row["body"], "body")
@@ -86,12 +89,20 @@ def read_openai(row: dict[str, Any]) -> Entry:
         body = {name: value for name, value in row.items() if name not in _BESIDE}
     metadata = body.get("metadata")
     if not isinstance(metadata, dict):
-        metadata = {}
-    time = _first(_TIMES, row, metadata)
-    tenant = _first(("tenant",), row, metadata)
-    user = _first(("user",), row) or body.get("user") or body.get("safety_identifier")
-    prompt_tokens, completion_tokens = _usage(row)
-    return Entry(time, body, _text(tenant, "tenant"), _text(user, "user"), prompt_tokens, completion_tokens)
+        metadata = _NOTHING
+    time = row.get("timestamp")
+    if time is None:
+        time = _first(_TIMES, row, metadata)
+    tenant = row.get("tenant")
+    if tenant is None:
+        tenant = metadata.get("tenant")
+    user = row.get("user") or body.get("user") or body.get("safety_identifier")
+    prompt_tokens, completion_tokens = _usage(row) if "usage" in row or "response" in row else (None, None)
+    if type(tenant) is not str or not tenant:
+        tenant = _text(tenant, "tenant")
+    if type(user) is not str or not user:
+        user = _text(user, "user")
+    return tuple.__new__(Entry, (time, body, tenant, user, prompt_tokens, completion_tokens, None, None))
 
 
 _LITELLM: Final = (

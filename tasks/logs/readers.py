@@ -11,10 +11,9 @@ import csv
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from prebake.progress import Advance
+from tasks.logs.blocks import Batch, Block, Lines, Reject, Rows, too_long
 from tasks.logs.files import raw_chunks
 
 BLOCK_BYTES: Final = 4 * 2**20
@@ -33,39 +33,6 @@ _BOM: Final = b"\xef\xbb\xbf"
 # What is fed to a decompressor at once bounds what may come out: zstd packs 128 KiB into 4 bytes, gzip 1 KiB into 1.
 _ZSTD_FEED: Final = 1024
 _GZIP_FEED: Final = 16 * 1024
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Whole lines of JSON text; ``first`` is the number of the first one in the file, from 1."""
-
-    first: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows that are read already, each with its line in the file."""
-
-    rows: list[tuple[int, dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of a Parquet file; ``first`` is the number of the first one in the file, from 1."""
-
-    first: int
-    data: pa.RecordBatch
-
-
-Block = Lines | Rows | Batch
-
-
-class Reject(NamedTuple):
-    """A place in the file with no row that could be read, and why."""
-
-    line: int
-    reason: str
 
 
 class _DamagedError(Exception):
@@ -191,11 +158,6 @@ def _lines(chunks: Iterator[bytes], max_row_bytes: int) -> Iterator[Lines | Reje
         return
     if rest:
         yield Lines(line, rest)
-
-
-def too_long(max_row_bytes: int) -> str:
-    """The reason for rejecting a row above the limit."""
-    return f"longer than {max_row_bytes} bytes (ingest.max_row_bytes)"
 
 
 def _csv(chunks: Iterator[bytes], max_row_bytes: int) -> Iterator[Rows | Reject]:

@@ -7,22 +7,25 @@ passed over. A request that was asked before is not worked out again: what it be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 import orjson
 
-from prebake.request import DELIVERY_FIELDS, Bypass, key_request, last_user_text, model_request, user_turns
-from prebake.settings import Settings
+from prebake.request import DELIVERY_FIELDS, Bypass, last_user_text, read_request, user_turns
+from prebake.routes import Route, Routes
 from prebake.user import hash_user
-from storage.delta import DataFile
+from storage.data_file import DataFile
 from storage.query_log import DayFiles, Request
+from tasks.logs.blocks import Block, Lines, Rows, too_long
 from tasks.logs.presets import preset_named
-from tasks.logs.readers import Block, Lines, Rows, too_long
 from tasks.logs.times import parse_time
 from tasks.logs.trouble import NotARequestError, RowError
+
+if TYPE_CHECKING:  # the settings' module takes a worker longer to import than all it needs
+    from prebake.settings import Columns, Settings
 
 # Bounds of what one RowReader remembers: requests, by the bytes of their texts and keys, and users.
 _TEXT_BYTES: Final = 64 * 2**20
@@ -51,20 +54,38 @@ class Tally:
 class Job(NamedTuple):
     """What every block of a run needs to know."""
 
-    settings: Settings
     preset: str
+    columns: Columns | None  # where the preset ``columns`` finds its values; None: another preset
+    routes: tuple[Route, ...]
+    aliases: Mapping[str, tuple[str, ...]]
+    time_zone: str
+    max_row_bytes: int
     salt: bytes
     latest_us: int
+
+
+def job_of(settings: Settings, preset: str, salt: bytes, latest_us: int) -> Job:
+    """The job of reading logs of this layout into the store with this salt."""
+    return Job(
+        preset,
+        settings.ingest.columns if preset == "columns" else None,
+        settings.routes,
+        settings.aliases,
+        settings.ingest.time_zone,
+        settings.ingest.max_row_bytes,
+        salt,
+        latest_us,
+    )
 
 
 class RowReader:
     """Reads rows in the same way, block after block, whatever file they are of."""
 
     def __init__(self, job: Job) -> None:
-        self._routes = job.settings.route_table
-        self._read = preset_named(job.preset, job.settings.ingest)
-        self._zone = ZoneInfo(job.settings.ingest.time_zone)
-        self._max_row_bytes = job.settings.ingest.max_row_bytes
+        self._routes = Routes(job.routes, job.aliases)
+        self._read = preset_named(job.preset, job.columns)
+        self._zone = ZoneInfo(job.time_zone)
+        self._max_row_bytes = job.max_row_bytes
         self._latest_us = job.latest_us
         self._salt = job.salt
         self._users: dict[str, int] = {}
@@ -130,7 +151,8 @@ class RowReader:
         return hashed
 
     def _request(self, body: dict[str, Any], tenant: str | None) -> Request:
-        body = {name: value for name, value in body.items() if name not in DELIVERY_FIELDS}
+        if not DELIVERY_FIELDS.isdisjoint(body):
+            body = {name: value for name, value in body.items() if name not in DELIVERY_FIELDS}
         try:
             key = (orjson.dumps(body), tenant)
         except TypeError:
@@ -151,21 +173,12 @@ class RowReader:
             raise RowError("no model: expected a text in model")
         if not isinstance(body.get("messages"), list):
             raise RowError("no messages: expected a chat request; is the preset right?")
-        keyed = key_request(body, self._routes, tenant)
-        if isinstance(keyed, Bypass):
+        asked = read_request(body, self._routes, tenant)
+        if isinstance(asked, Bypass):
             turns, prompt = _shown(body)
-            return Request(None, tenant, None, None, keyed.value, turns, model, None, prompt)
-        return Request(
-            keyed.route.name,
-            tenant,
-            keyed.scope,
-            keyed.fingerprint,
-            None,
-            user_turns(body),
-            model,
-            model_request(body, self._routes).decode(),
-            last_user_text(body),
-        )
+            return Request(None, tenant, None, None, asked.value, turns, model, None, prompt)
+        route, scope, fingerprint, request, turns, prompt = asked
+        return Request(route.name, tenant, scope, fingerprint, None, turns, model, request.decode(), prompt)
 
 
 def _shown(body: dict[str, Any]) -> tuple[int, str]:

@@ -1,23 +1,23 @@
 """Who reads the blocks: this process for a small file, one process per core for a large one.
 
-A worker holds nothing but the rows of the file that is being read. It ends when its pipe closes, so none outlives the
-process that started it, however that one dies.
+A worker (tasks/logs/worker.py) holds nothing but the rows of the file that is being read. It speaks only when it is
+spoken to, and is given a block only when it waits for one, so neither side ever waits for the other to read.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from prebake.errors import PrebakeError
 from storage.query_log import DayFiles
-from tasks.logs.readers import Block
+from tasks.logs.blocks import Block
 from tasks.logs.rows import Job, RowReader, Tally
 
 # Below this a worker's start (half a second) costs more than it saves.
@@ -54,16 +54,46 @@ class Workers:
     """Processes that read blocks side by side, each with at most one block in hand."""
 
     def __init__(self, job: Job, count: int | None = None) -> None:
-        context = multiprocessing.get_context("spawn")  # fork would copy the threads of Arrow and Delta half alive
         self._pipes: list[Connection] = []
-        self._processes = []
-        for _ in range(count or cores()):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, job), name="prebake-ingest", daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for _ in range(count or cores()):
+                self._start()
+            for pipe in self._pipes:
+                _send(pipe, job)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        """A fresh interpreter: fork would copy the threads of Arrow and Delta half alive; spawn would run the
+        program's main module again, which may take longer than the logs.
+        """
+        ours, theirs = Pipe()
+        self._pipes.append(ours)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tasks.logs.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C reaches the whole group; the parent decides, and its pipe says so
+            )
+        self._processes.append(process)
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the processes."""
+        return [process.pid for process in self._processes]
+
+    def close(self) -> None:
+        """End the processes; nothing of theirs is worth waiting for: what counts is in files that are whole."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.kill()
+            process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -71,11 +101,7 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.kill()  # nothing of theirs is worth waiting for: what counts is in files that are whole
-            process.join()
+        self.close()
 
     def read(self, blocks: Iterable[Block], folder: Path, source: str) -> Iterator[Tally]:
         """Hand out block after block. Raises OSError if the disk refuses, PrebakeError if a worker dies."""
@@ -126,25 +152,3 @@ def _receive(pipe: Connection) -> Tally:
 
 def _died() -> PrebakeError:
     return PrebakeError("an ingest worker was killed, out of memory perhaps; nothing is half-written, run it again")
-
-
-def _work(pipe: Connection, job: Job) -> None:
-    """A worker's life: (folder, source) begins a file, None ends it, anything else is a block of it."""
-    # Ctrl-C and SIGTERM reach the whole group; the parent decides, and its pipe says so.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    reader = RowReader(job)
-    files: DayFiles
-    try:
-        while True:
-            message = pipe.recv()
-            if isinstance(message, tuple):
-                files = DayFiles(*message)
-                continue
-            try:
-                answer: object = Tally(files=files.finish()) if message is None else reader.read(message, files)
-            except OSError as error:
-                answer = error
-            pipe.send(answer)
-    except (EOFError, OSError):
-        return

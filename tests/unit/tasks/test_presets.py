@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prebake.errors import SettingsError
-from prebake.settings import Columns, Ingest
+from prebake.settings import Columns
 from tasks.logs.presets import Entry, preset_named
 from tasks.logs.times import latest_us, parse_time, zone_named
 from tasks.logs.trouble import NotARequestError, RowError
@@ -25,7 +25,7 @@ NOON_US = 1_791_806_400_000_000  # 2026-10-12 12:00 UTC
 
 
 def read(preset: str, row: dict[str, Any], **columns: str) -> Entry:
-    return preset_named(preset, Ingest(columns=Columns(**columns)))(row)
+    return preset_named(preset, Columns(**columns) if columns else None)(row)
 
 
 # --- openai
