@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("name", nargs="?", choices=[*names(), "all"], help="which one; without: list them")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--size", type=int, help="rows or answers instead of the benchmark's own size")
+    parser.add_argument("--traces", type=Path, help="spot: play these traces instead of its own (a folder or file)")
     arguments = parser.parse_args()
     if arguments.name is None:
         for name in names():
@@ -28,7 +30,9 @@ def main() -> int:
     chosen = names() if arguments.name == "all" else [arguments.name]
     results = {}
     for name in chosen:
-        options = {"size": arguments.size} if arguments.size else {}
+        options: dict[str, Any] = {"size": arguments.size} if arguments.size else {}
+        if arguments.traces and name == "spot":
+            options["traces"] = arguments.traces
         measured: Measured = import_module(f"benchmarks.{name}").run(**options)
         results[name] = _as_json(measured)
         _show(name, measured, Console(stderr=arguments.json))

@@ -10,6 +10,7 @@ prior, each worth one preemption (the gamma-Poisson posterior mean), so nothing 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -81,7 +82,7 @@ class Lifetimes:
             lives[:, age] = here[:, age] + survive[:, age] * lives[:, age + 1]
         hazard = np.zeros_like(rates)
         np.cumsum(rates[:, :-1] * _STEPS_H, axis=1, out=hazard[:, 1:])
-        below, part, beyond = _place(_GRID_H + cold_start_h)
+        below, part, beyond = _after(cold_start_h)
         above = np.minimum(below + 1, len(_GRID_H) - 1)
         risk = hazard[:, below] * (1 - part) + hazard[:, above] * part + rates[:, -1:] * beyond - hazard
         cold = cold_start_h * -np.expm1(-risk) / np.maximum(risk, 1e-12)
@@ -142,6 +143,11 @@ def _place(age_h: Floats) -> tuple[Ints, Floats, Floats]:
     step = np.append(_STEPS_H, np.inf)[below]
     beyond = np.maximum(age_h - _GRID_H[-1], 0)
     return np.asarray(below, np.int32), np.clip((age_h - _GRID_H[below]) / step, 0, 1), beyond
+
+
+@cache
+def _after(cold_start_h: float) -> tuple[Ints, Floats, Floats]:
+    return _place(_GRID_H + cold_start_h)
 
 
 _BUCKETS = _bucket(_GRID_H)

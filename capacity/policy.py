@@ -136,18 +136,20 @@ def _spot(view: View, limits: Limits, slots: int) -> list[int]:
 
 
 def _slot_usd(view: View, limits: Limits, usd: Floats, forecast: Forecast) -> float:
-    """What an hour of a machine's time is worth beside its price: the chance that the slack runs out before the work.
+    """What an hour of a machine's time is worth beside its price: how much it helps against running out of slack.
 
-    Each preemption costs slack, a cold start and the wait for the next decision; once the slack is gone the rest is
-    bought on demand. So an hour of slack saves the difference of the prices with the chance that it is needed, which
-    is at most the slack that will be lost over the slack there is (Markov's inequality: no assumption on outages).
+    Each preemption costs slack, a cold start and the wait for the next decision; once the slack is gone, what is left
+    of the work is bought on demand. The chance of that is at most the slack that will be lost over the slack there is
+    (Markov's inequality: no assumption on outages), and on average half of the work is left then. The derivative by
+    the slack of (difference of the prices * half the work * lost / slack) is the value of an hour of it.
     """
     slack = limits.max_machines * (view.left_h - view.step_h - limits.cold_start_h) - view.work_h
     up = view.available > 0
     ends_per_h = float((1 / forecast.life_h[np.arange(len(usd)), forecast.now][up]).mean()) if up.any() else 0.0
     lost = view.work_h * ends_per_h * (limits.cold_start_h + view.step_h)
-    scarce = min(lost / slack, 1.0) if slack > 0 else 1.0
-    return scarce * max(float((view.on_demand_usd / view.speed).min() - usd.min()), 0)
+    dearer = max(float((view.on_demand_usd / view.speed).min() - usd.min()), 0)
+    slack = max(slack, view.step_h)
+    return dearer * min(lost / slack, 1.0) * max(view.work_h / (2 * slack), 1.0)
 
 
 def going_rate(

@@ -1,0 +1,142 @@
+"""Notices: asks the cloud every few seconds whether this machine is about to be taken, and tells a ``Stop``.
+
+In: the metadata service of AWS, GCP or Azure, on the link-local network. Out: ``stop.request(reason)``. Best effort on
+both sides: no answer is never read as a notice, and a machine may go without one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import httpx
+
+from prebake.errors import SettingsError
+from prebake.stop import Stop
+
+POLL_S = 5.0
+"""How often; AWS advises 5 s (EC2 user guide, Spot Instance interruption notices)."""
+_LONGEST_WAIT_S = 60.0
+_TIMEOUT_S = 1.0
+_TOKEN_TTL_S = 21600
+
+Cloud = Literal["aws", "gcp", "azure"]
+Ask = Callable[[], str]
+"""Asks once; returns the reason of the notice, or nothing. Raises httpx.HTTPError where there was no answer."""
+
+
+class Ec2:
+    """EC2's instance metadata service, version 2: spot notices, rebalance advice, Auto Scaling's own terminations.
+
+    The address is AWS_EC2_METADATA_SERVICE_ENDPOINT where that is set, as for boto3. Containers on a bridge network
+    need the instance's hop limit to be 2.
+    """
+
+    def __init__(self, client: httpx.Client, *, rebalance: bool = False) -> None:
+        self._client = client
+        self._rebalance = rebalance
+        self._base = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
+        self._token = ""
+
+    def __call__(self) -> str:
+        if action := self._read("spot/instance-action"):
+            notice = json.loads(action)
+            return f"EC2 spot notice: {notice['action']} at {notice.get('time', 'once')}"
+        if self._read("autoscaling/target-lifecycle-state") == "Terminated":
+            return "EC2 Auto Scaling is terminating this machine"
+        if self._rebalance and self._read("events/recommendations/rebalance"):
+            return "EC2 rebalance recommendation"
+        return ""
+
+    def _read(self, path: str) -> str:
+        """The item, or nothing where there is none (404). A refused token (401) is renewed once."""
+        for attempt in range(2):
+            if not self._token:
+                self._token = self._new_token()
+            headers = {"X-aws-ec2-metadata-token": self._token}
+            response = self._client.get(f"{self._base}/latest/meta-data/{path}", headers=headers)
+            if response.status_code != httpx.codes.UNAUTHORIZED or attempt:
+                break
+            self._token = ""
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return ""
+        return response.raise_for_status().text.strip()
+
+    def _new_token(self) -> str:
+        headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_TTL_S)}
+        return self._client.put(f"{self._base}/latest/api/token", headers=headers).raise_for_status().text
+
+
+class Gcp:
+    """Compute Engine's metadata server; its address is GCE_METADATA_HOST where that is set, as for Google's own."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+        host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
+        self._url = f"http://{host}/computeMetadata/v1/instance/preempted"
+
+    def __call__(self) -> str:
+        response = self._client.get(self._url, headers={"Metadata-Flavor": "Google"}).raise_for_status()
+        return "GCP preemption notice" if response.text.strip() == "TRUE" else ""
+
+
+class Azure:
+    """Azure's scheduled events; its address is AZURE_METADATA_ENDPOINT where that is set."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+        base = os.environ.get("AZURE_METADATA_ENDPOINT", "http://169.254.169.254").rstrip("/")
+        self._url = f"{base}/metadata/scheduledevents?api-version=2020-07-01"
+
+    def __call__(self) -> str:
+        events = self._client.get(self._url, headers={"Metadata": "true"}).raise_for_status().json()["Events"]
+        preempt = next((event for event in events if event["EventType"] == "Preempt"), None)
+        return f"Azure preemption notice: not before {preempt.get('NotBefore') or 'now'}" if preempt else ""
+
+
+@contextmanager
+def watch(stop: Stop, cloud: Cloud, *, poll_s: float = POLL_S, rebalance: bool = False) -> Iterator[None]:
+    """Poll in a thread of its own for as long as the block runs; the first notice requests the stop.
+
+    ``rebalance``: EC2's advice, which may come long before a notice or without one, counts as a notice too.
+    """
+    ended = threading.Event()
+    # No proxy: the service is on the machine's own link, and refuses forwarded requests.
+    with httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client:
+        ask = _source(cloud, client, rebalance)
+        thread = threading.Thread(target=poll, args=(ask, stop, ended, poll_s), name="notices", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def poll(ask: Ask, stop: Stop, ended: threading.Event, poll_s: float) -> None:
+    """Ask until a notice came, the block ended or somebody else stopped; wait longer while there is no answer."""
+    wait_s = poll_s
+    while not ended.is_set() and not stop.requested:
+        try:
+            reason = ask()
+            wait_s = poll_s
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):  # no answer, or none that is one
+            reason = ""
+            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+        if reason:
+            stop.request(reason)
+        ended.wait(wait_s)
+
+
+def _source(cloud: str, client: httpx.Client, rebalance: bool) -> Ask:
+    if cloud == "aws":
+        return Ec2(client, rebalance=rebalance)
+    if cloud == "gcp":
+        return Gcp(client)
+    if cloud == "azure":
+        return Azure(client)
+    raise SettingsError(f"capacity.cloud: unknown cloud {cloud!r}; expected aws, gcp or azure")
