@@ -150,6 +150,24 @@ class Prices(Section):
     gpu: GpuPrice = GpuPrice()
 
 
+class Capacity(Section):
+    """How many machines bake, where, and when they are bought on demand."""
+
+    max_machines: int = Field(default=4, ge=1, description="Most machines at once.")
+    cold_start_h: float = Field(
+        default=0.2, ge=0, description="From asking for a machine to its first answer, in hours; measure yours."
+    )
+    caution: float = Field(
+        default=1.2, ge=1, description="How many times the work left must be in sight before dear zones are passed over."
+    )
+    cloud: Literal["", "aws", "gcp", "azure"] = Field(
+        default="", description="Whose preemption notices a worker listens for; empty: signals only."
+    )
+    rebalance: bool = Field(default=False, description="EC2's rebalance recommendation counts as a notice.")
+    group: str = Field(default="", description="EC2 Auto Scaling group of the workers; empty: machines are not scaled.")
+    region: str = Field(default="", description="Its AWS region; empty: as the AWS configuration says.")
+
+
 class Gateway(Section):
     """The online path."""
 
@@ -198,6 +216,7 @@ class Settings(BaseSettings):
     plan: Plan = Plan()
     engine: Engine = Engine()
     prices: Prices = Prices()
+    capacity: Capacity = Capacity()
     gateway: Gateway = Gateway()
     aliases: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
