@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prebake.tables import SKETCH_SIZE
+
 
 class Night(BaseModel):
     """What the night asks its own model, where that differs from what the user asked."""
@@ -61,7 +63,9 @@ class Route(BaseModel):
         description="How long an answer stays good, as ISO 8601 (P7D) or D days HH:MM:SS.",
     )
     min_count: int = Field(default=2, ge=1, description="Fewest requests in the window before a prompt is baked.")
-    min_users: int = Field(default=2, ge=1, le=64, description="Fewest distinct users before a prompt is baked.")
+    min_users: int = Field(
+        default=2, ge=1, le=SKETCH_SIZE, description="Fewest distinct users before a prompt is baked."
+    )
     multi_turn: bool = Field(default=False, description="Bake conversations of more than one user message too.")
     serve_truncated: bool = Field(default=False, description="Serve answers that the length limit cut off.")
     never: tuple[str, ...] = Field(

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 TIME = pa.timestamp("us", tz="UTC")
 FINGERPRINT = pa.binary()
+SKETCH_SIZE = 64  # distinct users are counted exactly below it: as many as a route may ask for
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,15 @@ DAILY_COUNTS = Table(
         Column(
             "user_sketch",
             pa.list_(pa.int64()),
-            "Smallest user hashes of the day, at most 64: counts distinct users exactly below 64",
+            f"Smallest user hashes of the day, at most {SKETCH_SIZE}: counts distinct users exactly below that",
         ),
-        Column("tenant_sketch", pa.list_(pa.int64()), "Smallest tenant hashes of the day, at most 64"),
+        Column("tenant_sketch", pa.list_(pa.int64()), f"Smallest tenant hashes of the day, at most {SKETCH_SIZE}"),
         Column("turns", pa.int32(), "User messages in the conversation", "messages"),
         Column("prompt_tokens", pa.int64(), "Sum over the rows that have a count", "tokens"),
         Column("completion_tokens", pa.int64(), "Sum over the rows that have a count", "tokens"),
         Column("counted", pa.int64(), "Rows that have token counts", "requests"),
         Column("first_seen", TIME, "First request of the day", "UTC"),
         Column("last_seen", TIME, "Last request of the day", "UTC"),
-        _REQUEST,
-        _PROMPT,
     ),
 )
 
@@ -130,8 +129,8 @@ PLAN = Table(
         _REQUEST,
         _PROMPT,
         Column("requests", pa.int64(), "Requests in the window", "requests"),
-        Column("users", pa.int64(), "Distinct users in the window, exact below 64", "users"),
-        Column("tenants", pa.int64(), "Distinct tenants in the window, exact below 64", "tenants"),
+        Column("users", pa.int64(), f"Distinct users in the window, exact below {SKETCH_SIZE}", "users"),
+        Column("tenants", pa.int64(), f"Distinct tenants in the window, exact below {SKETCH_SIZE}", "tenants"),
         Column("expected_hits", pa.float64(), "Hits expected while the answer is good", "requests"),
         Column("value_usd", pa.float64(), "What the online path would spend on those hits", "dollars"),
         Column("cost_usd", pa.float64(), "What the night spends on the answer", "dollars"),

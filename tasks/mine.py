@@ -1,13 +1,15 @@
 """Mine: how often each fingerprint was asked on each day. In: the query log. Out: one partial aggregate per day.
 
-DuckDB groups 16-byte fingerprints, never texts; the text of one sample per fingerprint is fetched afterwards. A day is
-mined again when the log has other rows for it than its partial aggregate counts. Memory: DuckDB's own limit
-(``mine.memory_gb``); a large day is mined in slices of the fingerprint space, ``ROWS_PER_SLICE`` requests each.
+A day is mined again when the log has other rows for it than its partial aggregate counts. Days are mined side by side,
+one thread each (``mine.threads``). Memory: ``mine.memory_gb``, shared by the threads; a day too large for its share is
+mined in slices of the fingerprint space, each with a look at the whole day.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -17,19 +19,28 @@ from typing import Final
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from prebake.errors import StorageError
 from prebake.progress import Progress, Silent
 from prebake.settings import Settings
 from prebake.stop import Stop
-from prebake.tables import DAILY_COUNTS
-from prebake.user import hash_user
+from storage.data_file import DataFile
 from storage.delta import DeltaTable
-from storage.scratch import open_scratch
 from storage.store import Store
+from tasks.count import BYTES_PER_ROW, COLUMNS, COUNTS, DICTIONARIES, count, countable
 
-SKETCH_SIZE: Final = 64
-ROWS_PER_SLICE: Final = 16_000_000
-_TENANT_KEY: Final = b"tenant"  # tenants stand by their names in the log; this only spreads them evenly
+# In all other columns nearly every value is another one: dictionaries and compression would cost more than they save.
+_REPEATED: Final = (
+    "route",
+    "scope",
+    "requests",
+    "tenant_sketch.list.element",
+    "turns",
+    "prompt_tokens",
+    "completion_tokens",
+    "counted",
+)
 
 
 @dataclass(frozen=True)
@@ -56,14 +67,37 @@ def mine(
     """
     progress, stop = progress or Silent(), stop or Stop()
     chosen = sorted(set(days)) if days is not None else stale_days(store)
+    threads = max(1, min(settings.mine.threads or os.cpu_count() or 1, len(chosen)))
+    most_rows = max(1, int(settings.mine.memory_gb * 1e9 / BYTES_PER_ROW / threads))
     requests = fingerprints = 0
-    with progress.track("mine", len(chosen)) as advance, open_scratch(settings) as connection:
-        for day in chosen:
-            stop.check()
-            counted, distinct = _mine_day(store, connection, day)
-            requests, fingerprints = requests + counted, fingerprints + distinct
-            advance(1)
+    with (
+        progress.track("mine", len(chosen)) as advance,
+        TemporaryDirectory(prefix="prebake-mine-") as folder,
+        _threads(threads) as pool,
+    ):
+        mining = {pool.submit(_mine_day, store, day, Path(folder), most_rows, stop) for day in chosen}
+        while mining:
+            done, mining = wait(mining, return_when=FIRST_COMPLETED)
+            mined = [day.result() for day in done]
+            files = [day.file for day in mined if day.file]
+            store.daily_counts.replace_files(files, [day.day for day in mined])
+            for file in files:
+                file.path.unlink()
+            requests += sum(day.requests for day in mined)
+            fingerprints += sum(file.rows for file in files)
+            advance(len(mined))
     return MineReport(tuple(chosen), requests, fingerprints)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that begin nothing more once the body has failed."""
+    with ThreadPoolExecutor(number, "mine") as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def stale_days(store: Store) -> list[date]:
@@ -85,37 +119,60 @@ _STALE_SQL: Final = """
 """
 
 
-def _mine_day(store: Store, connection: duckdb.DuckDBPyConnection, day: date) -> tuple[int, int]:
-    """Replace one day's counts; returns its requests and its distinct fingerprints."""
-    with _local_files(store, day) as files:
-        if not files:
-            store.daily_counts.replace_days(DAILY_COUNTS.schema.empty_table(), [day])
-            return 0, 0
-        requests, hashes = _prepare(connection, files, day)
-        slices = max(1, -(-requests // ROWS_PER_SLICE))
-        distinct = _Count()
-        batches = (
-            distinct.of(batch) for number in range(slices) for batch in _count(connection, hashes, number, slices)
-        )
-        store.daily_counts.replace_days(pa.RecordBatchReader.from_batches(DAILY_COUNTS.schema, batches), [day])
-        return requests, distinct.rows
+@dataclass(frozen=True)
+class _Mined:
+    """One day's counts, not yet in the table; no file: nothing was asked."""
+
+    day: date
+    requests: int
+    file: DataFile | None
 
 
-class _Count:
-    """Counts the rows that pass."""
+def _mine_day(store: Store, day: date, folder: Path, most_rows: int, stop: Stop) -> _Mined:
+    stop.check()
+    path = folder / f"{day.isoformat()}.parquet"
+    requests = rows = 0
+    with (
+        local_files(store, store.query_log, day) as files,
+        pq.ParquetWriter(
+            path,
+            COUNTS,
+            compression=dict.fromkeys(_REPEATED, "zstd"),
+            use_dictionary=list(_REPEATED),
+            store_schema=False,  # readers see plain strings, not our dictionaries
+        ) as writer,
+    ):
+        for counts in _count(files, day, most_rows):
+            stop.check()
+            writer.write_table(counts)
+            requests += counts["requests"].to_numpy().sum()
+            rows += counts.num_rows
+    return _Mined(day, int(requests), DataFile(day, path, rows) if rows else None)
 
-    def __init__(self) -> None:
-        self.rows = 0
 
-    def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        self.rows += batch.num_rows
-        return batch
+def _count(paths: Sequence[Path], day: date, most_rows: int) -> Iterator[pa.Table]:
+    """The day's counts, with at most about ``most_rows`` requests in memory."""
+    try:
+        files = [pq.ParquetFile(path, read_dictionary=list(DICTIONARIES), pre_buffer=False) for path in paths]
+        slices = -(-sum(file.metadata.num_rows for file in files) // most_rows)
+        for number in range(slices):
+            # One row group after the other, into the same memory: faster than all of them at once.
+            log = [
+                countable(file.read_row_group(group, list(COLUMNS), use_threads=False), number, slices)
+                for file in files
+                for group in range(file.num_row_groups)
+            ]
+            if any(part.num_rows for part in log):
+                yield count(pa.concat_tables(log))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise StorageError(f"query log of {day}: cannot be read: {reason}; restore it, or ingest it again") from error
 
 
 @contextmanager
-def _local_files(store: Store, day: date) -> Iterator[list[Path]]:
-    """The day's Parquet files on local disk: where they are, or downloaded for as long as they are needed."""
-    addresses = day_files(store.query_log, day)
+def local_files(store: Store, table: DeltaTable, day: date) -> Iterator[list[Path]]:
+    """One day's Parquet files on local disk: where they are, or downloaded for as long as they are needed."""
+    addresses = [address for address in table.files() if f"/day={day.isoformat()}/" in address]
     with TemporaryDirectory(prefix="prebake-mine-") as folder:
         files = []
         for number, address in enumerate(addresses):
@@ -126,71 +183,3 @@ def _local_files(store: Store, day: date) -> Iterator[list[Path]]:
                 store.objects.download(key, path)
             files.append(path)
         yield files
-
-
-def day_files(table: DeltaTable, day: date) -> list[str]:
-    """The addresses of one day's files, in a steady order."""
-    return [address for address in table.files() if f"/day={day.isoformat()}/" in address]
-
-
-def _prepare(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], day: date) -> tuple[int, pa.Table]:
-    """Make the view ``log`` over the files and the table ``tenants``; returns how many rows count, and the tenants.
-
-    ``row`` says file and place, so that one row can be named, and the first row of a fingerprint is always the same.
-    """
-    parts = (
-        f"select *, {number}::bigint << 40 | file_row_number as row "
-        f"from read_parquet('{_quoted(file)}', file_row_number = true, hive_partitioning = false)"
-        for number, file in enumerate(files)
-    )
-    connection.execute(f"create or replace temp view log as {' union all '.join(parts)}")
-    rows = connection.execute(
-        "select tenant, count(*) from log where bypass is null and fingerprint is not null group by tenant"
-    ).fetchall()
-    names = [tenant for tenant, _ in rows if tenant is not None]
-    hashes = pa.table(
-        {
-            "tenant": pa.array(names, pa.string()),
-            "hash": pa.array([hash_user(t, _TENANT_KEY) for t in names], pa.int64()),
-        }
-    )
-    connection.execute("create or replace temp table day as select $1::date as day", [day])
-    return sum(count for _, count in rows), hashes
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
-_SKETCH = "list_sort(list_distinct({0}))[:" + str(SKETCH_SIZE) + "]"
-_COUNT_SQL: Final = f"""
-    with grouped as (
-        select
-            fingerprint, min(row) as row, count(*) as requests,
-            list(user_hash) filter (user_hash is not null) as users,
-            list(hash) filter (hash is not null) as tenants,
-            coalesce(sum(prompt_tokens) filter (completion_tokens is not null), 0)::bigint as prompt_tokens,
-            coalesce(sum(completion_tokens) filter (prompt_tokens is not null), 0)::bigint as completion_tokens,
-            count(prompt_tokens + completion_tokens) as counted,
-            min(ts) as first_seen, max(ts) as last_seen
-        from log left join hashes using (tenant)
-        where bypass is null and fingerprint is not null and ($slices = 1 or hash(fingerprint) % $slices = $number)
-        group by fingerprint
-    )
-    select
-        (select day from day) as day, log.route, log.scope, grouped.fingerprint, grouped.requests,
-        coalesce({_SKETCH.format("users")}, []) as user_sketch,
-        coalesce({_SKETCH.format("tenants")}, []) as tenant_sketch,
-        log.turns, grouped.prompt_tokens, grouped.completion_tokens, grouped.counted,
-        grouped.first_seen, grouped.last_seen, log.request, log.prompt
-    from grouped join log using (row)
-"""
-
-
-def _count(
-    connection: duckdb.DuckDBPyConnection, hashes: pa.Table, number: int, slices: int
-) -> Iterator[pa.RecordBatch]:
-    connection.register("hashes", hashes)
-    reader = connection.sql(_COUNT_SQL, params={"slices": slices, "number": number}).to_arrow_reader(100_000)
-    for batch in reader:
-        yield batch.cast(DAILY_COUNTS.schema)

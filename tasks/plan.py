@@ -20,10 +20,11 @@ import pyarrow as pa
 from prebake.progress import Progress, Silent
 from prebake.settings import Settings
 from prebake.stop import Stop
+from prebake.tables import SKETCH_SIZE
 from storage.scratch import open_scratch
 from storage.store import Store
 from tasks.decide import Candidate, Verdict, choose, judge, recency_weights
-from tasks.mine import SKETCH_SIZE
+from tasks.mine import local_files
 from tasks.publish import collect
 
 _BATCH: Final = 10_000
@@ -83,6 +84,7 @@ def plan(
     with open_scratch(settings) as connection:
         one_offs = _merge(connection, store, settings, day)
         if not continued:
+            _fetch_texts(connection, store, progress, stop)
             verdicts = _decide(connection, store, settings, now, routes, redo, progress, stop)
             stop.check()
             _write(connection, store, settings, day, plan_id, verdicts)
@@ -148,7 +150,7 @@ def _plans(store: Store, day: date) -> dict[str, int]:
 
 
 def _merge(connection: duckdb.DuckDBPyConnection, store: Store, settings: Settings, day: date) -> int:
-    """Make the table ``candidate`` from the window's counts; returns how many fingerprints are none."""
+    """Make the table ``often``, of those who may become candidates; returns how many fingerprints may not."""
     first = day - timedelta(days=settings.mine.window_days - 1)
     days = [counted for counted in store.daily_counts.days() if first <= counted <= day]
     weights = recency_weights(days, day)
@@ -159,39 +161,71 @@ def _merge(connection: duckdb.DuckDBPyConnection, store: Store, settings: Settin
     )
     least = min([2, *(route.min_count for route in settings.routes)])
     window = {"first": first, "last": day, "least": least}
-    connection.execute(_CANDIDATE_SQL, window | {"all_weights": sum(weights.values()) or 1.0})
+    connection.execute(_OFTEN_SQL, window | {"all_weights": sum(weights.values()) or 1.0})
     (one_offs,) = connection.execute(_ONE_OFFS_SQL, window).fetchall()[0]
     return int(one_offs)
 
 
-_CANDIDATE_SQL: Final = f"""
-    create or replace temp table candidate as
+_OFTEN_SQL: Final = f"""
+    create or replace temp table often as
     with recent as (
         select * from counts where day between $first and $last
-    ), often as (
+    ), summed as (
         select
             fingerprint, sum(requests)::bigint as requests, sum(requests * weight) / $all_weights as daily_rate,
             sum(prompt_tokens) / nullif(sum(counted), 0) as prompt_tokens,
             sum(completion_tokens) / nullif(sum(counted), 0) as completion_tokens,
-            max(day) as day
+            max(day) as day, arg_max(first_seen, day) as first_seen
         from recent join weights using (day) group by fingerprint having sum(requests) >= $least
     ), people as (
         select
             fingerprint,
             least({SKETCH_SIZE}, len(list_distinct(flatten(list(user_sketch))))) as users,
             least({SKETCH_SIZE}, len(list_distinct(flatten(list(tenant_sketch))))) as tenants
-        from recent semi join often using (fingerprint) group by fingerprint
+        from recent semi join summed using (fingerprint) group by fingerprint
     )
-    select
-        row_number() over (order by fingerprint) as number, often.* exclude (day), people.* exclude (fingerprint),
-        recent.route, recent.scope, recent.turns, recent.request, recent.prompt
-    from often join people using (fingerprint) join recent using (fingerprint, day)
+    select summed.*, people.* exclude (fingerprint), recent.route, recent.scope, recent.turns
+    from summed join people using (fingerprint) join recent using (fingerprint, day)
 """
 _ONE_OFFS_SQL: Final = """
     select count(*) from (
         select fingerprint from counts where day between $first and $last
         group by fingerprint having sum(requests) < $least
     )
+"""
+
+
+def _fetch_texts(connection: duckdb.DuckDBPyConnection, store: Store, progress: Progress, stop: Stop) -> None:
+    """Make the table ``candidate``: ``often`` with the text of each, as it was first asked on its newest day.
+
+    What the log no longer holds is no candidate: there is nothing to ask the model.
+    """
+    connection.execute("create or replace temp table sample (fingerprint blob, request varchar, prompt varchar)")
+    days = connection.execute("select distinct day from often order by day").fetchall()
+    with progress.track("texts", len(days)) as advance:
+        for (day,) in days:
+            stop.check()
+            with local_files(store, store.query_log, day) as files:
+                if files:
+                    connection.execute(_SAMPLE_SQL, {"files": list(map(str, files)), "day": day})
+            advance(1)
+    connection.execute(_CANDIDATE_SQL)
+
+
+# Who asked in the same microsecond may have written it otherwise: the smallest text of them is always the same.
+_SAMPLE_SQL: Final = """
+    insert into sample
+    select fingerprint, text.request, text.prompt from (
+        select fingerprint, min({'request': log.request, 'prompt': log.prompt}) as text
+        from read_parquet($files, hive_partitioning = false) as log
+        join (select fingerprint, first_seen as ts from often where day = $day) using (fingerprint, ts)
+        where log.bypass is null group by fingerprint
+    )
+"""
+_CANDIDATE_SQL: Final = """
+    create or replace temp table candidate as
+    select row_number() over (order by fingerprint) as number, often.* exclude (day, first_seen), request, prompt
+    from often join sample using (fingerprint)
 """
 
 

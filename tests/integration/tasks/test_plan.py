@@ -79,6 +79,28 @@ def test_days_merge_into_one_candidate_and_users_are_counted_once(store: Store, 
     assert rows(store, report.plan_id).keys() == {"How?"}
 
 
+def test_the_text_is_request_and_prompt_of_one_row_the_first_of_the_newest_day(
+    store: Store, settings: Settings, ask: Ask
+) -> None:
+    ask("Zebra", day=DAY - timedelta(days=1))
+    ask("ZEBRA", ["ann"], at_s=60)
+    ask("zebra?", ["bob"], at_s=30)
+    ask("zebra!", ["cid"], at_s=30)
+
+    planned = rows(store, make(store, settings).plan_id)
+
+    assert planned.keys() == {"zebra!"}
+    assert '"content":"zebra!"' in str(planned["zebra!"]["request"])
+
+
+def test_what_has_left_the_log_since_it_was_counted_is_no_candidate(store: Store, settings: Settings, ask: Ask) -> None:
+    ask("How?")
+    mine(store, settings)
+    store.query_log.replace_days(store.query_log.scan().schema.empty_table(), [DAY])
+    report = plan(store, settings, DAY, now=NOW)
+    assert (report.decided, report.answers) == ((), 0)
+
+
 def test_value_is_what_the_online_model_would_cost_and_cost_is_what_the_night_does(
     store: Store, settings: Settings, ask: Ask
 ) -> None:
