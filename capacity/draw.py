@@ -11,16 +11,17 @@ matplotlib.use("Agg")  # no display on a server
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from capacity.simulate import Job, Outcome
-from capacity.trace import Trace
+from capacity.trace import Floats, Trace
 
 _ON_DEMAND, _LINE, _GRID = "#b2182b", "#777777", "#e4e4e4"
 
 
 def draw(trace: Trace, job: Job, outcome: Outcome, file: Path, *, title: str = "") -> None:
     """Write the picture as PNG (or what the file's ending says)."""
-    hours = np.arange(len(outcome.machines) + 1) * trace.tick_h
+    hours: Floats = np.arange(len(outcome.machines) + 1, dtype=np.float64) * trace.tick_h
     hours[-1] = outcome.hours
     figure, (zones, price, progress) = plt.subplots(
         3, 1, figsize=(11, 8), sharex=True, height_ratios=(4, 1.5, 3), layout="constrained"
@@ -34,7 +35,7 @@ def draw(trace: Trace, job: Job, outcome: Outcome, file: Path, *, title: str = "
     plt.close(figure)
 
 
-def _zones(axes: Axes, trace: Trace, outcome: Outcome, hours: np.typing.NDArray[np.float64]) -> None:
+def _zones(axes: Axes, trace: Trace, outcome: Outcome, hours: Floats) -> None:
     """A line for each zone: pale where it had capacity, strong where machines ran."""
     order = np.argsort(-trace.spot_usd[: len(hours)].mean(axis=0), kind="stable")
     for row, zone in enumerate(order):
@@ -48,15 +49,21 @@ def _zones(axes: Axes, trace: Trace, outcome: Outcome, hours: np.typing.NDArray[
             axes.broken_barh(_stretches(there, hours), (row - height / 2, height), color=colour, linewidth=0)
     labels = [f"{trace.zones[zone]}  ${trace.spot_usd[: len(hours), zone].mean():.2f}/h" for zone in order]
     axes.set_yticks(range(len(order)), labels, fontsize=8)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in ("#d6e6f4", "#2166ac", _ON_DEMAND)]
+    names = ["available", "spot machine", "on demand"]
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in ("#d6e6f4", "#2166ac", _ON_DEMAND)]
     axes.legend(
-        handles, ["available", "spot machine", "on demand"], loc="lower right", ncols=3, fontsize=8, bbox_to_anchor=(1, 1)
+        handles,
+        ["available", "spot machine", "on demand"],
+        loc="lower right",
+        ncols=3,
+        fontsize=8,
+        bbox_to_anchor=(1, 1),
     )
     axes.tick_params(left=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _price(axes: Axes, trace: Trace, outcome: Outcome, hours: np.typing.NDArray[np.float64]) -> None:
+def _price(axes: Axes, trace: Trace, outcome: Outcome, hours: Floats) -> None:
     usd = [
         float(np.dot(fleet.spot, trace.spot_usd[tick]) + np.dot(fleet.on_demand, trace.on_demand_usd))
         for tick, fleet in enumerate(outcome.machines)
@@ -66,7 +73,7 @@ def _price(axes: Axes, trace: Trace, outcome: Outcome, hours: np.typing.NDArray[
     _plain(axes)
 
 
-def _progress(axes: Axes, job: Job, outcome: Outcome, hours: np.typing.NDArray[np.float64]) -> None:
+def _progress(axes: Axes, job: Job, outcome: Outcome, hours: Floats) -> None:
     axes.plot(hours, [0, *outcome.done_h], color="#2166ac", linewidth=2, label="done")
     axes.plot([0, job.deadline_h], [0, job.work_h], color=_LINE, linestyle="--", linewidth=1, label="uniform progress")
     axes.axvline(job.deadline_h, color=_ON_DEMAND, linewidth=1.2)
@@ -83,9 +90,10 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _stretches(
-    there: np.typing.NDArray[np.bool_], hours: np.typing.NDArray[np.float64]
-) -> list[tuple[float, float]]:
+def _stretches(there: np.typing.NDArray[np.bool_], hours: Floats) -> list[tuple[float, float]]:
     """(begin, length) of each stretch of True, in hours."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], there, [False]]).astype(int)))
-    return [(float(hours[begin]), float(hours[end] - hours[begin])) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
+    return [
+        (float(hours[begin]), float(hours[end] - hours[begin]))
+        for begin, end in zip(edges[::2], edges[1::2], strict=True)
+    ]

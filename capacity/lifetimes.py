@@ -64,12 +64,12 @@ class Lifetimes:
     def rates_per_h(self) -> Floats:
         """Preemptions per hour, by zone and age."""
         pooled = (self.preemptions.sum(0) + 1) / (self.up_h.sum(0) + 1 / _PRIOR_PER_H)
-        return (self.preemptions + 1) / (self.up_h + 1 / pooled)
+        return np.asarray((self.preemptions + 1) / (self.up_h + 1 / pooled))
 
     def recovery_h(self) -> Floats:
         """Expected hours that each zone stays away."""
         pooled = (self.recoveries.sum() + 1) / (self.down_h.sum() + 1 / _PRIOR_RECOVERY_PER_H)
-        return (self.down_h + 1 / pooled) / (self.recoveries + 1)
+        return np.asarray((self.down_h + 1 / pooled) / (self.recoveries + 1))
 
     def forecast(self, cold_start_h: float) -> Forecast:
         """What to expect of each zone, for a machine that needs ``cold_start_h`` before it works."""
@@ -110,7 +110,7 @@ class Forecast:
     def usd_per_work_h(self, usd: Floats, work_h: float) -> Floats:
         """Dollars per hour worked of a machine started at each age, the cold start spread over at most ``work_h``."""
         cold = self.life_h - self.worked_h
-        return usd[:, None] * (1 + cold / np.maximum(np.minimum(self.worked_h, work_h), 1e-9))
+        return np.asarray(usd[:, None] * (1 + cold / np.maximum(np.minimum(self.worked_h, work_h), 1e-9)))
 
     def yield_h(self, cost: Floats, worth: Floats, hot: np.typing.NDArray[np.bool_], hours: float) -> Floats:
         """Hours that each zone will work in the next ``hours`` if started whenever ``cost`` is at most ``worth``.
@@ -130,7 +130,7 @@ class Forecast:
         this = np.where(hot, life, this)
         gone = np.where(self.up, life, 0) + self.away_h
         rest = np.maximum(hours - gone, 0) * per_cycle / cycle
-        return np.minimum(np.where(self.up, np.minimum(this, hours), 0) + rest, hours)
+        return np.asarray(np.minimum(np.where(self.up, np.minimum(this, hours), 0) + rest, hours))
 
 
 def _bucket(age_h: Floats) -> Ints:

@@ -138,18 +138,20 @@ def _spot(view: View, limits: Limits, slots: int) -> list[int]:
 def _slot_usd(view: View, limits: Limits, usd: Floats, forecast: Forecast) -> float:
     """What an hour of a machine's time is worth beside its price: how much it helps against running out of slack.
 
-    Each preemption costs slack, a cold start and the wait for the next decision; once the slack is gone, what is left
-    of the work is bought on demand. The chance of that is at most the slack that will be lost over the slack there is
-    (Markov's inequality: no assumption on outages), and on average half of the work is left then. The derivative by
-    the slack of (difference of the prices * half the work * lost / slack) is the value of an hour of it.
+    Each preemption costs slack: a cold start and the wait for the next decision. The chance that the work left costs
+    more slack than there is has a bound that assumes nothing of how outages fall (Cantelli's inequality; the variance
+    is that of a Poisson number of preemptions). If it comes to that, half of the work on average is still left and is
+    bought on demand; spread over the slack, that is what an hour of it is worth.
     """
-    slack = limits.max_machines * (view.left_h - view.step_h - limits.cold_start_h) - view.work_h
+    each = limits.cold_start_h + view.step_h
+    slack = max(limits.max_machines * (view.left_h - each) - view.work_h, each)
     up = view.available > 0
     ends_per_h = float((1 / forecast.life_h[np.arange(len(usd)), forecast.now][up]).mean()) if up.any() else 0.0
-    lost = view.work_h * ends_per_h * (limits.cold_start_h + view.step_h)
+    lost = view.work_h * ends_per_h * each
+    variance = lost * each
+    chance = variance / (variance + (slack - lost) ** 2) if slack > lost else 1.0
     dearer = max(float((view.on_demand_usd / view.speed).min() - usd.min()), 0)
-    slack = max(slack, view.step_h)
-    return dearer * min(lost / slack, 1.0) * max(view.work_h / (2 * slack), 1.0)
+    return dearer * chance * view.work_h / (2 * slack)
 
 
 def going_rate(

@@ -113,9 +113,7 @@ def simulate(trace: Trace, job: Job, policy: Policy, limits: Limits, *, history:
         fleets.append(fleet)
         progress.append(done_h)
     left_h = max(job.work_h - done_h, 0)
-    return Outcome(
-        usd, now_h, left_h, lost_h, starts, preemptions, on_demand_h, tuple(fleets), tuple(progress)
-    )
+    return Outcome(usd, now_h, left_h, lost_h, starts, preemptions, on_demand_h, tuple(fleets), tuple(progress))
 
 
 def _preempt(machines: list[_Running], available: np.typing.NDArray[np.int32]) -> tuple[list[_Running], list[_Running]]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def _from_table(table: pa.Table) -> Trace:
     times = sorted({_utc(row["time"]) for row in rows})
     if len(times) < 2:
         raise ValueError("it needs at least two times")
-    steps = {(later - before).total_seconds() for before, later in zip(times, times[1:], strict=False)}
+    steps = {(later - before).total_seconds() for before, later in pairwise(times)}
     if len(steps) > 1:
         raise ValueError(f"times must be evenly spaced, found steps of {min(steps):g} s and {max(steps):g} s")
     zones: dict[str, dict[str, Any]] = {}
