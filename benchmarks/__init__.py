@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -33,7 +33,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
-def interleaved(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+def interleaved(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """The median result of each contestant over so many rounds.
 
     All run in every round, each round in another order, so that a slow minute of the machine meets all of them.

@@ -1,7 +1,7 @@
 """Prefect for one machine in one command: server, work pool, worker and deployments, and their orderly end.
 
 In: a settings file. Out: processes that run until a signal; runs that are under way are drained first.
-``python -m deployments.up --help`` has the options.
+``prebake prefect --help`` has the options.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import httpx
-import typer
 
 from deployments.server import SCHEDULED, Prefect
 from prebake.errors import PrebakeError, SettingsError
@@ -231,22 +230,3 @@ def _announce(url: str, scheduled: bool) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def main(
-    settings: Annotated[Path | None, typer.Option(help="Settings file; else PREBAKE_SETTINGS or prebake.toml.")] = None,
-    home: Annotated[Path | None, typer.Option(help="Folder for Prefect's files; else prefect in the store.")] = None,
-    host: Annotated[str, typer.Option(help="Address that the server listens on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port that the server listens on.")] = 4200,
-    server: Annotated[str, typer.Option(help="Use this running server, http://host:port, and start none.")] = "",
-) -> None:
-    """Bring up Prefect's server, work pool, worker and the deployments nightly and backfill; Ctrl-C ends them."""
-    try:
-        up(settings, home=home, host=host, port=port, server=server)
-    except PrebakeError as error:
-        _say(f"error: {error}")
-        raise typer.Exit(error.exit_code) from None
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -162,6 +162,7 @@ def _summary(demo: Demo, report: NightReport, tally: Tally, ceiling: float) -> d
         "misses": tally.misses,
         "bypasses": tally.bypasses,
         "errors": tally.errors,
+        "first_error": tally.first_error,
         "tokens_saved": tally.tokens_saved,
         "usd_saved": round(tally.usd_saved, 6),
         "baked": report.bake.answers,
@@ -187,7 +188,7 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     table.add_row("highest share any exact store could answer", f"{summary['ceiling_hit_rate']:.1%}")
     table.add_row("sent to the model: misses, bypasses", f"{summary['misses']:,}, {summary['bypasses']:,}")
     if summary["errors"]:
-        table.add_row("failed", f"{summary['errors']:,}")
+        table.add_row("failed", f"{summary['errors']:,}, the first by {summary['first_error']}")
     table.add_row("tokens saved", f"{summary['tokens_saved']:,}")
     table.add_row("saved online, spent on the night", f"${summary['usd_saved']:.4f}, ${summary['bake_usd']:.4f}")
     table.add_row("half of the hits, of the rest within", f"{summary['hit_p50_ms']} ms, {summary['miss_p50_ms']} ms")

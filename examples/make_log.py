@@ -226,7 +226,7 @@ def _vary(body: dict[str, Any], random: Random) -> None:
     if kind < 0.015:
         body["temperature"] = 1.0
     elif kind < 0.02:
-        body["n"] = 3
+        body |= {"n": 3, "temperature": 0.3}  # several choices of the likeliest text make no sense, vLLM refuses them
     elif kind < 0.023:
         body["logprobs"] = True
     elif kind < 0.03:

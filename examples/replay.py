@@ -39,6 +39,7 @@ class Tally:
     misses: int = 0
     bypasses: int = 0
     errors: int = 0
+    first_error: str = ""
     tokens_saved: int = 0
     usd_saved: float = 0.0
     hit_s: list[float] = field(default_factory=list)
@@ -83,8 +84,9 @@ async def _ask(client: AsyncOpenAI, asked: Asked, settings: Settings, tally: Tal
             model=asked.body["model"], messages=asked.body["messages"], extra_body=fields, extra_headers=headers
         )
         completion = response.parse()
-    except APIError:
+    except APIError as error:
         tally.errors += 1
+        tally.first_error = tally.first_error or f"{type(error).__name__}: {error}"
         return
     seconds = time.perf_counter() - started
     outcome = response.headers.get("x-prebake", "miss")

@@ -158,7 +158,9 @@ class Capacity(Section):
         default=0.2, ge=0, description="From asking for a machine to its first answer, in hours; measure yours."
     )
     caution: float = Field(
-        default=1.2, ge=1, description="How many times the work left must be in sight before dear zones are passed over."
+        default=1.2,
+        ge=1,
+        description="How many times the work left must be in sight before dear zones are passed over.",
     )
     cloud: Literal["", "aws", "gcp", "azure"] = Field(
         default="", description="Whose preemption notices a worker listens for; empty: signals only."

@@ -6,6 +6,7 @@ Each step leaves a table, so a night that stopped goes on where it was when the 
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 import time
@@ -164,7 +165,9 @@ def check_routes(settings: Settings, routes: Sequence[str] | None) -> None:
     known = [route.name for route in settings.routes]
     for name in routes or ():
         if name not in known:
-            raise InputError(f"no route is called {name!r}; the settings have: {', '.join(known)}")
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            raise InputError(f"no route is called {name!r}{hint}; the settings have: {', '.join(known)}")
 
 
 def owner_name() -> str:

@@ -12,7 +12,7 @@ import typer
 
 from prebake.errors import InputError
 from prebake.progress import Bars, Progress, Silent
-from prebake.settings import Settings, load
+from prebake.settings import Settings, find_file, load
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Route = Annotated[list[str] | None, typer.Option("--route", "-r", help="Only this route; may be given again.")]
@@ -35,6 +35,13 @@ def settings_of(context: typer.Context) -> Settings:
     shared = context.obj
     assert isinstance(shared, Shared)  # noqa: S101 - set by the callback that typer always runs first
     return shared.settings
+
+
+def settings_file_of(context: typer.Context) -> Path | None:
+    """The settings file named on the command line, or the one found from here; None: there is none."""
+    shared = context.obj
+    assert isinstance(shared, Shared)  # noqa: S101 - set by the callback that typer always runs first
+    return shared.settings_file or find_file()
 
 
 def progress_for(json: bool) -> Progress:

@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from prebake.cli.context import Json, Shared, settings_of
+from prebake.cli.context import Json, settings_file_of, settings_of
 from prebake.cli.output import plain, print_json, show_rows
 from prebake.errors import PrebakeError
-from prebake.settings import Settings, find_file, provenance
+from prebake.settings import Settings, provenance
 
 MARKS = {"ok": "[green]  ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
 
@@ -44,10 +44,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
     Example: prebake doctor
     """
-    shared = context.obj
-    assert isinstance(shared, Shared)  # noqa: S101 - set by the callback that typer always runs first
-    settings = settings_of(context)
-    file = shared.settings_file or find_file()
+    settings, file = settings_of(context), settings_file_of(context)
     findings = [_settings_file(file), *(finding for check in CHECKS for finding in _run(check, settings))]
     origins = list(provenance(settings, file))
     if json:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prebake.cli.context import Json, Route, parse_day, progress_for, settings_of
+from prebake.cli.context import Json, Route, parse_day, progress_for, settings_file_of, settings_of
 from prebake.cli.output import plain, print_json, show, show_rows
+from prebake.errors import PrebakeError
 from prebake.stop import stop_on_signals
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ Wait = Annotated[float, typer.Option(help="Seconds to wait for another night on 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (nightly, backfill, snapshots, rollback):
+    for command in (nightly, backfill, snapshots, rollback, prefect):
         app.command()(command)
 
 
@@ -125,6 +127,27 @@ def rollback(
     from storage.snapshot import rollback as run
 
     show("now serving", run(open_objects(settings_of(context).store), version), json)
+
+
+def prefect(
+    context: typer.Context,
+    home: Annotated[Path | None, typer.Option(help="Prefect's own files; else `prefect` in the store.")] = None,
+    host: Annotated[str, typer.Option(help="Address the server listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port the server listens on.")] = 4200,
+    server: Annotated[str, typer.Option(help="Use this running server (http://host:port) instead.")] = "",
+) -> None:
+    """Bring up Prefect: server, work pool, worker, the deployments nightly and backfill; until Ctrl-C.
+
+    Example: prebake prefect --port 4200
+    """
+    try:
+        from deployments.up import up
+    except ModuleNotFoundError as error:
+        raise PrebakeError(
+            f"{error.name} is not installed here; install the extra `flows` (see requirements/)"
+        ) from None
+
+    up(settings_file_of(context), home=home, host=host, port=port, server=server)
 
 
 def _redo(text: str) -> Any:

@@ -84,7 +84,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("prefect")
     settings_file = _write_settings(folder, 30, "[plan]\nbudget_answers = 0\n")
     port = free_port()
-    process = _bring_up(folder, "--settings", str(settings_file), "--port", str(port))
+    process = _bring_up(folder, settings_file, "--port", str(port))
     yield Site(f"http://127.0.0.1:{port}", settings_file, folder / "store" / "prefect", process)
     process.send_signal(signal.SIGTERM)
     process.wait(90)
@@ -108,7 +108,7 @@ def test_the_schedule_is_off_until_somebody_switches_it_on_and_a_second_up_leave
     assert not schedule["active"]
     address = f"{site.url}/api/deployments/{nightly['id']}/schedules/{schedule['id']}"
     httpx.patch(address, json={"active": True}).raise_for_status()
-    second = _bring_up(tmp_path, "--settings", str(site.settings_file), "--home", str(tmp_path), "--server", site.url)
+    second = _bring_up(tmp_path, site.settings_file, "--home", str(tmp_path), "--server", site.url)
     second.send_signal(signal.SIGTERM)
     assert second.wait(90) == 0
     assert site.deployment("nightly")["schedules"][0]["active"]
@@ -177,9 +177,9 @@ def test_the_page_starts_a_backfill_from_its_form(site: Site, tmp_path: Path) ->
 
 
 def test_a_port_that_is_taken_and_a_server_that_is_not_there_are_said_in_one_line(site: Site, tmp_path: Path) -> None:
-    taken = _up(tmp_path, "--settings", str(site.settings_file), "--port", site.url.rsplit(":", 1)[1])
+    taken = _up(tmp_path, site.settings_file, "--port", site.url.rsplit(":", 1)[1])
     assert taken.wait(60) == 1
-    away = _up(tmp_path, "--settings", str(site.settings_file), "--server", f"http://127.0.0.1:{free_port()}")
+    away = _up(tmp_path, site.settings_file, "--server", f"http://127.0.0.1:{free_port()}")
     assert away.wait(60) == 1
     lines = (tmp_path / "up.log").read_text().splitlines()
     assert "is taken" in lines[0]
@@ -215,13 +215,14 @@ def _write_settings(folder: Path, prompts: int, more: str) -> Path:
     return file
 
 
-def _up(folder: Path, *options: str) -> subprocess.Popen[bytes]:
+def _up(folder: Path, settings_file: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = (sys.executable, "-m", "prebake", "--settings", str(settings_file), "prefect", *options)
     with (folder / "up.log").open("ab") as log:
-        return subprocess.Popen((sys.executable, "-m", "deployments.up", *options), stderr=log)
+        return subprocess.Popen(command, stderr=log)
 
 
-def _bring_up(folder: Path, *options: str) -> subprocess.Popen[bytes]:
-    process = _up(folder, *options)
+def _bring_up(folder: Path, settings_file: Path, *options: str) -> subprocess.Popen[bytes]:
+    process = _up(folder, settings_file, *options)
     said = folder / "up.log"
     try:
         _until(lambda: "Prefect is up" in said.read_text() or process.poll() is not None, "Prefect to come up")

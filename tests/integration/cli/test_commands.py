@@ -36,7 +36,7 @@ scope = "shared"
 fold = "text"
 """
 COMMANDS = ["init", "doctor", "ingest", "mine", "plan", "bake", "publish", "nightly", "backfill", "snapshots"]
-COMMANDS += ["rollback", "serve", "sql"]
+COMMANDS += ["rollback", "prefect", "serve", "sql"]
 
 
 def prebake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -185,7 +185,7 @@ def test_a_second_night_waits_when_told_to(folder: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["plan", "--day", "2026-13-01"], 3, "YYYY-MM-DD"),
-        (["plan", "--route", "fak"], 3, "no route is called 'fak'; the settings have: faq"),
+        (["plan", "--route", "fak"], 3, "no route is called 'fak' (did you mean 'faq'?); the settings have: faq"),
         (["backfill", "--from", "2026-10-02", "--to", "2026-10-01"], 3, "before start"),
         (["backfill", "--from", "2026-10-02", "--to", "2999-10-01"], 3, "future"),
         (["sql", "selec 1"], 3, "syntax error"),
