@@ -1,8 +1,9 @@
 """Spot policy in simulation: dollars over a clairvoyant bound, beside spot greedy, Uniform Progress and on demand.
 
 ``cost_over_oracle_F`` is our cost over the proven lower bound at a deadline of F times the work, and
-``cost_over_on_demand_F`` over on-demand machines alone; the same of the others under their names. Up to 4 machines unless the key begins with
-``one_machine``. Traces: H100 capacity of GCP as shipped (benchmarks/data), seeded synthetic ones, or your own.
+``cost_over_on_demand_F`` over on-demand machines alone; the same of the others under their names. Up to 4 machines,
+unless the key begins with ``one_machine``. Traces: H100 capacity of GCP as shipped (benchmarks/data), seeded synthetic
+ones, or your own.
 """
 
 from __future__ import annotations

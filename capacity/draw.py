@@ -53,7 +53,7 @@ def _zones(axes: Axes, trace: Trace, outcome: Outcome, hours: Floats) -> None:
     handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in ("#d6e6f4", "#2166ac", _ON_DEMAND)]
     axes.legend(
         handles,
-        ["available", "spot machine", "on demand"],
+        names,
         loc="lower right",
         ncols=3,
         fontsize=8,

@@ -112,8 +112,11 @@ class Forecast:
         cold = self.life_h - self.worked_h
         return np.asarray(usd[:, None] * (1 + cold / np.maximum(np.minimum(self.worked_h, work_h), 1e-9)))
 
-    def yield_h(self, cost: Floats, worth: Floats, hot: np.typing.NDArray[np.bool_], hours: float) -> Floats:
-        """Hours that each zone will work in the next ``hours`` if started whenever ``cost`` is at most ``worth``.
+    def yield_h(
+        self, cost: Floats, usd: Floats, worth: Floats, hot: np.typing.NDArray[np.bool_], hours: float
+    ) -> Floats:
+        """Hours that each zone will work in the next ``hours`` if started whenever ``cost`` is at most ``worth``;
+        those that are ``hot`` work already, for their ``usd``.
 
         By worth and zone; renewal theory: first what is up now, then whole cycles of up and down.
         """
@@ -127,7 +130,7 @@ class Forecast:
         chance = self.reached[zone, start] / self.reached[zone, self.now]
         this = np.where(ever, chance * self.worked_h[zone, start], 0)
         life = self.life_h[zone, self.now]
-        this = np.where(hot, life, this)
+        this = np.where(hot & (usd <= worth[:, None]), life, this)
         gone = np.where(self.up, life, 0) + self.away_h
         rest = np.maximum(hours - gone, 0) * per_cycle / cycle
         return np.asarray(np.minimum(np.where(self.up, np.minimum(this, hours), 0) + rest, hours))

@@ -158,11 +158,11 @@ def going_rate(
     view: View, limits: Limits, forecast: Forecast, usd: Floats, hot: np.typing.NDArray[np.bool_], slots: int
 ) -> float:
     """The least dollars per hour of work at which the zones' expected yield covers the work left, with caution."""
-    dearest = float((view.on_demand_usd / view.speed).min()) * (1 + limits.cold_start_h / view.work_h)
+    dearest = float((view.on_demand_usd / view.speed).min()) * (1 + limits.cold_start_h / max(view.work_h, view.step_h))
     worth = np.geomspace(usd.min(), max(dearest, usd.min() * 1.001), _RATES)
     cost = forecast.usd_per_work_h(usd, view.work_h)
     hours = max(view.left_h - limits.cold_start_h - view.step_h, view.step_h)
-    busy = forecast.yield_h(cost, worth, hot, hours) / hours
+    busy = forecast.yield_h(cost, usd, worth, hot, hours) / hours
     machines = np.clip(view.available, 1, slots)
     expected = _at_most(np.repeat(busy, machines, axis=1), slots) * hours
     enough = expected >= view.work_h * limits.caution
