@@ -91,7 +91,7 @@ def run(size: int = 5_000_000) -> Measured:
             files = _fill(store, Path(folder), size)
             days = [FIRST + timedelta(days=number) for number in range(DAYS)]
             cpu_s: dict[str, list[float]] = {"ours": [], "duckdb": []}
-            contestants = {
+            contestants: dict[str, Callable[[], float]] = {
                 "ours": partial(_seconds, partial(mine, store, settings, days), cpu_s["ours"]),
                 "duckdb": partial(_seconds, partial(_duckdb, files), cpu_s["duckdb"]),
             }

@@ -153,7 +153,7 @@ def _mine_day(store: Store, day: date, folder: Path, most_rows: int, stop: Stop)
 def _count(paths: Sequence[Path], day: date, most_rows: int) -> Iterator[pa.Table]:
     """The day's counts, with at most about ``most_rows`` requests in memory."""
     try:
-        files = [pq.ParquetFile(path, read_dictionary=list(DICTIONARIES), pre_buffer=False) for path in paths]
+        files = [pq.ParquetFile(path, read_dictionary=list(DICTIONARIES), memory_map=True) for path in paths]
         slices = -(-sum(file.metadata.num_rows for file in files) // most_rows)
         for number in range(slices):
             # One row group after the other, into the same memory: faster than all of them at once.
