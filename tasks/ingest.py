@@ -30,7 +30,7 @@ from tasks.logs.presets import PRESETS, columns_of
 from tasks.logs.readers import read_blocks
 from tasks.logs.rows import Tally, job_of
 from tasks.logs.times import latest_us, zone_named
-from tasks.logs.workers import SMALL_BYTES, Alone, Readers, Workers, cores
+from tasks.logs.workers import SMALL_BYTES, Alone, Readers, WorkerLostError, Workers, cores
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ def ingest(
     stop: Stop,
 ) -> IngestReport:
     """Read the files into the query log; ``preset`` is their layout (None: as the settings say).
+
+    A file is known by its content: the same content is read once, under whatever name. So a file that has grown since
+    is another file, and its old rows are counted a second time: give ingest files that are finished (rotated logs).
 
     Raises InputError for a path that names nothing, RejectLimitError (after all files are read and their good rows
     are kept) if more rows were rejected than ``ingest.max_reject_share``, StorageError if disk or store refuse, and
@@ -148,6 +151,13 @@ class _Run:
     def ingest(self, file: LogFile) -> Tally | None:
         """Read one file and commit it; None if its content is in already."""
         self._stop.check()
+        try:
+            return self._ingest(file)
+        except WorkerLostError:
+            self._stop.check()  # the signal that stops us may have met a worker before it was in its own group
+            raise
+
+    def _ingest(self, file: LogFile) -> Tally | None:
         with (
             file.local(self._scratch) as local,
             tempfile.TemporaryDirectory(dir=self._scratch) as folder,

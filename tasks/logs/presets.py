@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
+from prebake.request import DELIVERY_FIELDS
 from prebake.tables import GATEWAY_LOG
 from tasks.logs.trouble import NotARequestError, RowError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 CHAT_PATH: Final = "/chat/completions"
 _TIMES: Final = ("timestamp", "ts", "created", "created_at")
 # What a body line may carry beside the request itself; left in, it would make every request look unlike any other.
-_BESIDE: Final = frozenset({*_TIMES, "id", "custom_id", "tenant", "usage", "response"})
+_BESIDE: Final = frozenset({*_TIMES, "id", "custom_id", "tenant", "usage", "response"}) | DELIVERY_FIELDS
 # Marks what LiteLLM has left out of a long text (litellm.constants.LITELLM_TRUNCATED_PAYLOAD_FIELD).
 _LITELLM_CUT: Final = "(litellm_truncated"
 _NOTHING: Final[dict[str, Any]] = {}
@@ -84,10 +85,10 @@ def read_openai(row: dict[str, Any]) -> Entry:
     if "url" in row and not (isinstance(url := row["url"], str) and url.endswith(CHAT_PATH)):
         raise NotARequestError("not a chat request")
     if "body" in row:
-        body = _object(row["body"], "body")
+        body = beside = _object(row["body"], "body")
     else:
-        body = {name: value for name, value in row.items() if name not in _BESIDE}
-    metadata = body.get("metadata")
+        body, beside = {name: value for name, value in row.items() if name not in _BESIDE}, row
+    metadata = beside.get("metadata")
     if not isinstance(metadata, dict):
         metadata = _NOTHING
     time = row.get("timestamp")
@@ -96,7 +97,7 @@ def read_openai(row: dict[str, Any]) -> Entry:
     tenant = row.get("tenant")
     if tenant is None:
         tenant = metadata.get("tenant")
-    user = row.get("user") or body.get("user") or body.get("safety_identifier")
+    user = row.get("user") or beside.get("user") or beside.get("safety_identifier")
     prompt_tokens, completion_tokens = _usage(row) if "usage" in row or "response" in row else (None, None)
     if type(tenant) is not str or not tenant:
         tenant = _text(tenant, "tenant")

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from prebake.errors import SettingsError
 from tasks.logs.trouble import RowError
 
+_read_iso: Final = datetime.fromisoformat
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST_US: Final = 946_684_800_000_000  # 2000-01-01: anything before is a wrong unit or a broken clock
 _LATEST_US: Final = 9_000_000_000_000_000  # 2255
@@ -23,7 +24,7 @@ def parse_time(value: Any, zone: tzinfo) -> int:
     """
     if isinstance(value, str):
         try:
-            moment = _of_datetime(datetime.fromisoformat(value), zone)
+            moment = _of_datetime(_read_iso(value), zone)
         except (ValueError, OverflowError):
             moment = _of_number_text(value)
     elif isinstance(value, datetime):

@@ -24,6 +24,10 @@ from tasks.logs.rows import Job, RowReader, Tally
 SMALL_BYTES: Final = 16 * 2**20
 
 
+class WorkerLostError(PrebakeError):
+    """A process that reads blocks has ended before its time."""
+
+
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -104,7 +108,7 @@ class Workers:
         self.close()
 
     def read(self, blocks: Iterable[Block], folder: Path, source: str) -> Iterator[Tally]:
-        """Hand out block after block. Raises OSError if the disk refuses, PrebakeError if a worker dies."""
+        """Hand out block after block. Raises OSError if the disk refuses, WorkerLostError if a worker dies."""
         for number, pipe in enumerate(self._pipes):
             own = folder / str(number)
             own.mkdir()
@@ -150,5 +154,5 @@ def _receive(pipe: Connection) -> Tally:
     return tally
 
 
-def _died() -> PrebakeError:
-    return PrebakeError("an ingest worker was killed, out of memory perhaps; nothing is half-written, run it again")
+def _died() -> WorkerLostError:
+    return WorkerLostError("an ingest worker was killed, out of memory perhaps; nothing is half-written, run it again")

@@ -9,8 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_hex
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -54,13 +57,13 @@ def ingest(folder: Path, *paths: Path, limit: Callable[[], None] | None = None) 
     return process.returncode, out, err
 
 
-def lines(count: int, start: int = 0, filler: str = "") -> bytes:
+def lines(count: int, start: int = 0, filler: str = "", noise: bool = False) -> bytes:
     return b"".join(
         orjson.dumps(
             {
                 "ts": 1_791_806_400 + number,
                 "model": "m",
-                "messages": [{"role": "user", "content": f"Question {number}{filler}"}],
+                "messages": [{"role": "user", "content": f"Question {number}{filler}{token_hex() if noise else ''}"}],
             }
         )
         + b"\n"
@@ -68,44 +71,37 @@ def lines(count: int, start: int = 0, filler: str = "") -> bytes:
     )
 
 
+def table(folder: Path, name: str) -> list[dict[str, Any]]:
+    with open_store(Settings(store=StoreSettings(root=str(folder / "store")))) as store:
+        chosen = store.query_log if name == "query_log" else store.rejects
+        found: list[dict[str, Any]] = chosen.scan().to_table().to_pylist()
+        return found
+
+
 def rows(folder: Path) -> int:
-    with open_store(Settings(store=StoreSettings(root=str(folder / "store")))) as store:
-        count: int = store.query_log.scan().count_rows()
-        return count
+    return len(table(folder, "query_log"))
 
 
-def rejects(folder: Path) -> list[tuple[int, str]]:
-    with open_store(Settings(store=StoreSettings(root=str(folder / "store")))) as store:
-        return [(each["line"], each["reason"]) for each in store.rejects.scan().to_table().to_pylist()]
-
-
-@pytest.mark.parametrize("name", ["log.jsonl.gz", "log.jsonl.zst", "log.jsonl"])
-def test_a_file_cut_in_the_middle_gives_every_row_before_the_cut(folder: Path, name: str) -> None:
-    data = lines(20_000)
-    whole = {"gz": gzip.compress, "zst": zstandard.compress}.get(name.rpartition(".")[2], bytes)(data)
-    (folder / name).write_bytes(whole[: len(whole) // 2])
-    code, out, _ = ingest(folder, folder / name)
-    assert code == 0
+def test_damaged_files_give_every_row_before_the_damage(folder: Path) -> None:
+    data = lines(4_000)
+    logs = folder / "logs"
+    logs.mkdir()
+    cut = {"a.jsonl": data, "b.jsonl.gz": gzip.compress(data), "c.jsonl.zst": zstandard.compress(data)}
+    for name, whole in cut.items():
+        (logs / name).write_bytes(whole[: len(whole) // 2])
+    pq.write_table(pa.table({"ts": [1]}), logs / "d.parquet")
+    (logs / "d.parquet").write_bytes((logs / "d.parquet").read_bytes()[:-9])
+    (logs / "e.jsonl").touch()
+    code, out, err = ingest(folder, logs)
+    assert code == 0, err
     report = orjson.loads(out.splitlines()[-1])
-    assert report["rejected"] == 1
-    ((line, reason),) = rejects(folder)
-    assert line == rows(folder) + 1 > 1_000
-    assert "cut" in reason or "JSON" in reason
-
-
-def test_a_parquet_file_cut_in_the_middle_is_one_reject(folder: Path) -> None:
-    pq.write_table(pa.table({"ts": [1]}), folder / "log.parquet")
-    (folder / "log.parquet").write_bytes((folder / "log.parquet").read_bytes()[:-9])
-    code, _, _ = ingest(folder, folder / "log.parquet")
-    assert code == 0
-    assert rows(folder) == 0
-    assert "not a whole Parquet file" in rejects(folder)[0][1]
-
-
-def test_an_empty_log_is_read_and_gives_nothing(folder: Path) -> None:
-    (folder / "log.jsonl").touch()
-    code, out, _ = ingest(folder, folder / "log.jsonl")
-    assert (code, orjson.loads(out.splitlines()[-1])["rows"]) == (0, 0)
+    assert (report["files"], report["rejected"]) == (5, 4)
+    good = Counter(row["source"] for row in table(folder, "query_log"))
+    wrong = {Path(each["file"]).name: each for each in table(folder, "rejects")}
+    for name, words in {"a.jsonl": "JSON", "b.jsonl.gz": "is cut here", "c.jsonl.zst": "is cut here"}.items():
+        assert words in wrong[name]["reason"]
+        assert wrong[name]["line"] == good[wrong[name]["source"]] + 1 > 500
+    assert wrong["d.parquet"]["reason"].startswith("not a whole Parquet file")
 
 
 def test_a_line_of_100_mb_is_rejected_in_bounded_memory(folder: Path) -> None:
@@ -120,7 +116,8 @@ def test_a_line_of_100_mb_is_rejected_in_bounded_memory(folder: Path) -> None:
     code, _, err = ingest(folder, folder / "log.jsonl", limit=limit)
     assert code == 0, err
     assert rows(folder) == 2
-    assert rejects(folder) == [(2, "longer than 16777216 bytes (ingest.max_row_bytes)")]
+    (reject,) = table(folder, "rejects")
+    assert (reject["line"], reject["reason"]) == (2, "longer than 16777216 bytes (ingest.max_row_bytes)")
 
 
 def test_too_many_rejects_end_with_exit_code_3_and_one_sentence(folder: Path) -> None:
@@ -134,41 +131,42 @@ def test_too_many_rejects_end_with_exit_code_3_and_one_sentence(folder: Path) ->
 
 
 def test_a_full_disk_leaves_the_table_as_it_was(folder: Path) -> None:
-    (folder / "first.jsonl").write_bytes(lines(10))
-    assert ingest(folder, folder / "first.jsonl")[0] == 0
-    (folder / "second.jsonl").write_bytes(lines(60_000, start=10))
+    first, second = folder / "1.jsonl", folder / "2.jsonl"
+    first.write_bytes(lines(10))
+    second.write_bytes(lines(10_000, start=10, noise=True))
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a full disk is an error of write(), not a signal
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    code, _, err = ingest(folder, folder / "second.jsonl", limit=limit)
+    code, _, err = ingest(folder, first, second, limit=limit)
     assert code == 4, err
     assert "cannot be written" in err
     assert rows(folder) == 10
     assert list((folder / "scratch").iterdir()) == []
-    assert ingest(folder, folder / "second.jsonl")[0] == 0
-    assert rows(folder) == 60_010
+    assert ingest(folder, first, second)[0] == 0
+    assert rows(folder) == 10_010
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_ingest_keeps_whole_files_only_and_goes_on_when_it_is_run_again(
-    folder: Path, number: signal.Signals
-) -> None:
-    (folder / "1.jsonl").write_bytes(lines(10))
-    (folder / "2.jsonl").write_bytes(lines(40_000, start=10, filler=" and why" * 60))
-    process = command(folder, folder / "1.jsonl", folder / "2.jsonl")
-    table = folder / "store" / "tables" / "query_log"
-    give_up = time.monotonic() + 60
-    while not list(table.glob("_delta_log/*1.json")) and time.monotonic() < give_up:
-        time.sleep(0.02)
-    os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 130), err
-    assert "Traceback" not in err
-    assert rows(folder) == 10
-    code, out, _ = ingest(folder, folder / "1.jsonl", folder / "2.jsonl")
+def test_a_stopped_ingest_keeps_whole_files_only_and_goes_on_when_it_is_run_again(folder: Path) -> None:
+    large = folder / "large.jsonl"
+    large.write_bytes(lines(30_000, start=100, filler=" and why" * 75))
+    small = [folder / f"{number}.jsonl" for number in range(3)]
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+    for number, (file, stopped_by) in enumerate(zip(small, signals, strict=True)):
+        file.write_bytes(lines(10, start=10 * number))
+        process = command(folder, file, large)
+        log = folder / "store" / "tables" / "query_log" / "_delta_log"
+        give_up = time.monotonic() + 60
+        while not (log / f"{number + 1:020}.json").exists() and time.monotonic() < give_up:
+            time.sleep(0.02)
+        os.killpg(process.pid, stopped_by)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == (-9 if stopped_by == signal.SIGKILL else 130), err
+        assert "Traceback" not in err
+        assert rows(folder) == 10 * (number + 1)
+    code, out, _ = ingest(folder, *small, large)
     report = orjson.loads(out.splitlines()[-1])
-    assert (code, report["files"], report["files_skipped"], report["rows"]) == (0, 1, 1, 40_000)
-    assert rows(folder) == 40_010
+    assert (code, report["files"], report["files_skipped"], report["rows"]) == (0, 1, 3, 30_000)
+    assert rows(folder) == 30_030
