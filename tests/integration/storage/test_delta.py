@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
@@ -19,6 +20,7 @@ from prebake.errors import StorageError
 from prebake.settings import Settings
 from prebake.settings import Store as StoreSettings
 from prebake.tables import ANSWERS, REJECTS, TABLES, Table
+from storage.data_file import DataFile
 from storage.delta import DeltaTable
 from storage.objects import open_objects
 from tests.integration.storage.race import end, go, line, race, spawn
@@ -33,6 +35,12 @@ def table(any_settings: Settings) -> DeltaTable:
 @pytest.fixture
 def local(settings: Settings) -> DeltaTable:
     return open_table(settings)
+
+
+def data_file(folder: Path, *lines: int, day: date = FIRST) -> DataFile:
+    path = folder / f"{uuid4().hex}.parquet"
+    pyarrow.parquet.write_table(rows(*lines, day=day).drop(["day"]), path)
+    return DataFile(day, path, len(lines))
 
 
 def test_a_table_that_nobody_wrote_is_empty_and_has_its_schema(table: DeltaTable) -> None:
@@ -133,6 +141,48 @@ def test_replaced_days_have_the_new_rows_and_other_days_keep_theirs(table: Delta
     assert numbers(table) == []
     table.replace_days(rows(8).to_reader(), [FIRST])
     assert numbers(table) == [8]
+
+
+def test_written_files_take_the_place_of_their_days_and_other_days_keep_their_rows(
+    table: DeltaTable, tmp_path: Path
+) -> None:
+    table.replace_files([data_file(tmp_path, 1, 2)], [FIRST])
+    table.append(rows(3, day=SECOND))
+    table.replace_files([data_file(tmp_path, 7)], [FIRST])
+    assert numbers(table) == [3, 7]
+    table.replace_files([], [FIRST, SECOND])
+    assert numbers(table) == []
+
+
+def test_of_processes_that_replace_files_of_one_day_each_leaves_all_or_nothing_and_other_days_do_not_hinder(
+    settings: Settings,
+) -> None:
+    table = open_table(settings)
+    table.append(rows(0))
+    told = race(
+        settings,
+        """
+import tempfile
+from prebake.errors import ConflictError
+from tests.integration.storage.test_delta import *
+table = open_table(settings)
+with tempfile.TemporaryDirectory() as folder:
+    own = [data_file(Path(folder), 10 * number + row, day=date(2025, 1, 1 + 2 * row + number)) for row in range(5)]
+    both = data_file(Path(folder), 10 * number, 10 * number + 1)
+    ready()
+    for file in own:
+        table.replace_files([file], [file.day])
+    try:
+        table.replace_files([both], [FIRST])
+        tell("won")
+    except ConflictError:
+        tell("conflict")
+""",
+    )
+    winners = [number for number in (0, 1) if told[number] == "won"]
+    assert winners
+    own = [10 * number + row for number in (0, 1) for row in range(5)]
+    assert numbers(table) in [sorted([*own, 10 * number, 10 * number + 1]) for number in winners]
 
 
 def test_rows_of_a_day_that_is_not_replaced_are_refused_and_nothing_changes(table: DeltaTable) -> None:
