@@ -18,6 +18,7 @@ from storage.store import Store
 from tasks.decide import price_of
 from tasks.draw import Curve, draw
 
+REPORTS: Final = "reports"
 _CURVE_POINTS: Final = 1000
 _TOP: Final = 10
 
@@ -40,7 +41,10 @@ def report(
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> NightPage:
-    """The page of one plan and of the run that baked it. Raises StorageError where a table cannot be read."""
+    """The page of one plan and of the run that baked it, kept in the store as ``reports/<run_id>.md`` and ``.png``.
+
+    Raises StorageError where a table cannot be read or the page not be written.
+    """
     progress, stop = progress or Silent(), stop or Stop()
     stop.check()
     with progress.track("report", 1) as advance, open_scratch(settings) as connection:
@@ -55,6 +59,8 @@ def report(
             title, _curve(connection), [(row["decision"], row["reason"], row["candidates"]) for row in table]
         )
         markdown = "\n".join(_lines(connection, settings, plan_id, run_id, title, table))
+        store.objects.write(f"{REPORTS}/{run_id}.png", picture)
+        store.objects.write(f"{REPORTS}/{run_id}.md", f"{markdown}\n\n![What was decided]({run_id}.png)\n".encode())
         advance(1)
     return NightPage(markdown, picture, table)
 

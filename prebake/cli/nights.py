@@ -166,6 +166,7 @@ def _show_nights(reports: Sequence[NightReport], json: bool) -> None:
         return
     for report in reports:
         show(f"night of {report.day}", _summary(report), json)
+        typer.echo(f"the night in one page: reports/{report.run_id}.md in the store")
 
 
 def _summary(report: NightReport) -> dict[str, Any]:

@@ -71,3 +71,12 @@ def test_the_picture_is_a_png_of_the_stated_size_even_for_an_empty_night(store: 
     png = page(store, settings).png
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", png[16:24]) == (1280, 560)
+
+
+def test_the_page_and_its_picture_are_kept_in_the_store(store: Store, settings: Settings, ask: Ask) -> None:
+    ask("How?")
+    made = page(store, settings)
+    kept = store.objects.read("reports/run-1.md").decode()
+    assert kept.startswith(made.markdown)
+    assert "(run-1.png)" in kept
+    assert store.objects.read("reports/run-1.png") == made.png
