@@ -1,0 +1,126 @@
+"""Preemption notices over HTTP, from doubles of the clouds' metadata services."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from capacity.notices import Azure, Ec2, Gcp, watch
+from prebake.stop import Stop
+from tests.integration.capacity.metadata import AZURE, EC2, GCP, Metadata, azure_events, serve_metadata
+
+NOTICE = '{"action": "terminate", "time": "2026-01-05T03:02:00Z"}'
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
+    with serve_metadata() as state:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", state.url)
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{state.port}")
+        monkeypatch.setenv("AZURE_METADATA_ENDPOINT", state.url)
+        yield state
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=5, trust_env=False) as client:
+        yield client
+
+
+def test_ec2_without_a_notice_says_nothing(metadata: Metadata, client: httpx.Client) -> None:
+    assert Ec2(client)() == ""
+    assert metadata.tokens_given == 1
+
+
+def test_ec2_spot_notice_names_what_will_happen_and_when(metadata: Metadata, client: httpx.Client) -> None:
+    metadata.items[EC2 + "spot/instance-action"] = NOTICE
+    assert Ec2(client)() == "EC2 spot notice: terminate at 2026-01-05T03:02:00Z"
+
+
+def test_ec2_auto_scaling_terminations_count_though_they_give_no_spot_notice(
+    metadata: Metadata, client: httpx.Client
+) -> None:
+    ask = Ec2(client)
+    metadata.items[EC2 + "autoscaling/target-lifecycle-state"] = "InService"
+    assert ask() == ""
+    metadata.items[EC2 + "autoscaling/target-lifecycle-state"] = "Terminated"
+    assert ask() == "EC2 Auto Scaling is terminating this machine"
+
+
+def test_ec2_rebalance_advice_counts_only_where_it_is_wanted(metadata: Metadata, client: httpx.Client) -> None:
+    metadata.items[EC2 + "events/recommendations/rebalance"] = '{"noticeTime": "2026-01-05T03:00:00Z"}'
+    assert Ec2(client)() == ""
+    assert Ec2(client, rebalance=True)() == "EC2 rebalance recommendation"
+
+
+def test_ec2_token_is_kept_and_renewed_once_it_is_refused(metadata: Metadata, client: httpx.Client) -> None:
+    ask = Ec2(client)
+    ask()
+    ask()
+    assert metadata.tokens_given == 1
+    metadata.tokens.clear()
+    metadata.items[EC2 + "spot/instance-action"] = NOTICE
+    assert ask().startswith("EC2 spot notice")
+    assert metadata.tokens_given == 2
+
+
+@pytest.mark.parametrize("source", [Ec2, Gcp, Azure])
+def test_a_failing_service_is_no_answer_and_no_notice(metadata: Metadata, client: httpx.Client, source: type) -> None:
+    metadata.failures = 1
+    with pytest.raises(httpx.HTTPError):
+        source(client)()
+
+
+def test_gcp_preempted(metadata: Metadata, client: httpx.Client) -> None:
+    metadata.items[GCP] = "FALSE"
+    assert Gcp(client)() == ""
+    metadata.items[GCP] = "TRUE"
+    assert Gcp(client)() == "GCP preemption notice"
+
+
+def test_azure_preempt_event_among_others(metadata: Metadata, client: httpx.Client) -> None:
+    metadata.items[AZURE] = azure_events("Reboot")
+    assert Azure(client)() == ""
+    metadata.items[AZURE] = azure_events("Reboot", "Preempt")
+    assert Azure(client)() == "Azure preemption notice: not before Mon, 05 Jan 2026 03:00:30 GMT"
+
+
+def test_a_notice_requests_the_stop(metadata: Metadata) -> None:
+    stop = Stop()
+    with watch(stop, "aws", poll_s=0.01):
+        assert not stop.wait(0.2)
+        metadata.items[EC2 + "spot/instance-action"] = NOTICE
+        assert stop.wait(10)
+    assert stop.reason.startswith("EC2 spot notice")
+
+
+def test_failures_before_a_notice_delay_it_and_are_not_read_as_one(metadata: Metadata) -> None:
+    stop = Stop()
+    metadata.failures = 3
+    metadata.items[GCP] = "FALSE"
+    with watch(stop, "gcp", poll_s=0.01):
+        assert not stop.wait(0.3)
+        assert metadata.failures == 0
+        metadata.items[GCP] = "TRUE"
+        assert stop.wait(10)
+
+
+@pytest.mark.parametrize("answer", ["", "[]", "{}", "<html>"])
+def test_an_answer_that_makes_no_sense_is_no_notice(metadata: Metadata, answer: str) -> None:
+    stop = Stop()
+    metadata.items[AZURE] = answer
+    with watch(stop, "azure", poll_s=0.01):
+        assert not stop.wait(0.2)
+    assert metadata.asked
+
+
+def test_where_there_is_no_service_the_watch_does_no_harm_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        stop = Stop()
+        with watch(stop, "aws", poll_s=0.01):
+            assert not stop.wait(0.2)
