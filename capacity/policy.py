@@ -67,7 +67,7 @@ class Limits:
     cold_start_h: float = 0.2
     lost_h: float = 5 / 3600
     """Work lost when a machine is taken without notice."""
-    caution: float = 1.2
+    caution: float = 1.0
     """How many times the work left the zones' expected yield must cover."""
 
 
