@@ -24,7 +24,7 @@ _LONGEST_WAIT_S = 60.0
 _TIMEOUT_S = 1.0
 _TOKEN_TTL_S = 21600
 
-Cloud = Literal["aws", "gcp", "azure"]
+Cloud = Literal["", "aws", "gcp", "azure"]
 Ask = Callable[[], str]
 """Asks once; returns the reason of the notice, or nothing. Raises httpx.HTTPError where there was no answer."""
 
@@ -102,8 +102,12 @@ class Azure:
 def watch(stop: Stop, cloud: Cloud, *, poll_s: float = POLL_S, rebalance: bool = False) -> Iterator[None]:
     """Poll in a thread of its own for as long as the block runs; the first notice requests the stop.
 
-    ``rebalance``: EC2's advice, which may come long before a notice or without one, counts as a notice too.
+    No cloud: nobody is asked. ``rebalance``: EC2's advice, which may come long before a notice or without one, counts
+    as a notice too.
     """
+    if not cloud:
+        yield
+        return
     ended = threading.Event()
     # No proxy: the service is on the machine's own link, and refuses forwarded requests.
     with httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client:
@@ -133,10 +137,11 @@ def poll(ask: Ask, stop: Stop, ended: threading.Event, poll_s: float) -> None:
 
 
 def _source(cloud: str, client: httpx.Client, rebalance: bool) -> Ask:
-    if cloud == "aws":
-        return Ec2(client, rebalance=rebalance)
-    if cloud == "gcp":
-        return Gcp(client)
-    if cloud == "azure":
-        return Azure(client)
+    match cloud:
+        case "aws":
+            return Ec2(client, rebalance=rebalance)
+        case "gcp":
+            return Gcp(client)
+        case "azure":
+            return Azure(client)
     raise SettingsError(f"capacity.cloud: unknown cloud {cloud!r}; expected aws, gcp or azure")

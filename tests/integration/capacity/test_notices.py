@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from capacity.notices import Azure, Ec2, Gcp, watch
+from prebake.errors import SettingsError
 from prebake.stop import Stop
 from tests.integration.capacity.metadata import AZURE, EC2, GCP, Metadata, azure_events, serve_metadata
 
@@ -124,3 +125,11 @@ def test_where_there_is_no_service_the_watch_does_no_harm_and_ends(monkeypatch: 
         stop = Stop()
         with watch(stop, "aws", poll_s=0.01):
             assert not stop.wait(0.2)
+
+
+def test_an_unknown_cloud_is_refused_and_no_cloud_is_not_asked(metadata: Metadata) -> None:
+    with watch(Stop(), "", poll_s=0.01):
+        pass
+    assert not metadata.asked
+    with pytest.raises(SettingsError, match="unknown cloud 'moon'"), watch(Stop(), "moon"):
+        pass
