@@ -158,7 +158,7 @@ class Capacity(Section):
         default=0.2, ge=0, description="From asking for a machine to its first answer, in hours; measure yours."
     )
     caution: float = Field(
-        default=1.2,
+        default=1.0,
         ge=1,
         description="How many times the work left must be in sight before dear zones are passed over.",
     )
