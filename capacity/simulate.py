@@ -53,7 +53,7 @@ class Outcome:
     @property
     def missed(self) -> bool:
         """Whether the deadline was missed."""
-        return self.left_h > 1e-9
+        return bool(self.left_h > 1e-9)
 
 
 @dataclass
