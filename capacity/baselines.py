@@ -1,7 +1,7 @@
 """What others do, to compare with: on demand only, spot greedily, Uniform Progress.
 
-Each is a policy like ours. With several machines the job is cut into equal parts, one per machine, as their users
-do: theirs know one machine. All keep the deadline by the same safety net.
+Each is a policy like ours. They do not choose their width: with several machines allowed they run that many, which
+share the work. All keep the deadline by the same safety net.
 """
 
 from __future__ import annotations
