@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import orjson
 import pyarrow.compute as pc
 
+from capacity.notices import watch
 from engine import Completion, Engine, Partial, Prompt, Status, open_engine
 from prebake.errors import SettingsError
 from prebake.progress import Advance, Progress, Silent
@@ -67,11 +68,14 @@ def bake(
 
     Returns when the plan is done, by whomever, or when the budget is spent. ``engine``: one that is loaded already
     (it stays open); None: the settings' own, loaded only if there is anything to bake. Raises Interrupted when
-    ``stop`` was requested (what was finished is kept), SettingsError, EngineError, StorageError.
+    ``stop`` was requested, by a signal or by the cloud's notice (what was finished is kept), SettingsError,
+    EngineError, StorageError.
     """
     progress, stop = progress or Silent(), stop or Stop()
     counts = store.ledger.progress(plan_id)
+    notices = watch(stop, settings.capacity.cloud, rebalance=settings.capacity.rebalance)
     with ExitStack() as stack:
+        stack.enter_context(notices)
         advance = stack.enter_context(progress.track("bake", counts.answers - counts.rows))
         writer = stack.enter_context(PartWriter(store, settings.engine, plan_id, owner, stop))
         baking = _Baking(store, settings, plan_id, run_id, writer, stop, advance)

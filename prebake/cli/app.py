@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from prebake import __version__
-from prebake.cli import doctor, nights, serving, settings_file, steps
+from prebake.cli import doctor, nights, serving, settings_file, spot, steps
 from prebake.cli.context import Shared
 
 GUIDE = """
@@ -57,5 +57,5 @@ def shared(
     context.obj = Shared(settings)
 
 
-for module in (settings_file, doctor, steps, nights, serving):
+for module in (settings_file, doctor, steps, nights, serving, spot):
     module.register(app)

@@ -36,7 +36,7 @@ scope = "shared"
 fold = "text"
 """
 COMMANDS = ["init", "doctor", "ingest", "mine", "plan", "bake", "publish", "nightly", "backfill", "snapshots"]
-COMMANDS += ["rollback", "prefect", "serve", "sql"]
+COMMANDS += ["rollback", "prefect", "serve", "spot", "sql"]
 
 
 def prebake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -179,6 +179,14 @@ def test_a_second_night_waits_when_told_to(folder: Path) -> None:
             wait_until_handled(waiting.pid, signal.SIGTERM)
             assert waiting.poll() is None
         assert waiting.wait(60) == 0
+
+
+def test_spot_plays_the_settings_on_made_up_traces_and_draws_one(folder: Path) -> None:
+    arguments = ["--windows", "2", "--work-h", "12", "--plot", "night.png", "--json"]
+    rows = {row["policy"]: row for row in as_json(prebake(folder, "spot", *arguments))["rows"]}
+    assert rows["prebake"]["missed"] == 0
+    assert 1 <= rows["prebake"]["cost_over_oracle"] < rows["on demand"]["cost_over_oracle"]
+    assert (folder / "night.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
