@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from prebake import __version__
 from prebake.settings import Settings
 from prebake.settings import Store as StoreSettings
 from storage.store import open_store
@@ -94,6 +95,11 @@ def test_help_names_every_command_and_shows_a_first_night(tmp_path: Path) -> Non
     assert "prebake nightly" in text
     for command in COMMANDS:
         assert f"\n  {command} " in text
+
+
+def test_the_version_needs_no_command(tmp_path: Path) -> None:
+    run = prebake(tmp_path, "--version")
+    assert (run.returncode, run.stdout) == (0, f"prebake {__version__}\n")
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "serve"])
