@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from uuid import uuid4
 
+import hypothesis
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
@@ -21,6 +22,10 @@ from prebake.settings import Settings
 from prebake.settings import Store as StoreSettings
 from storage.store import Store, open_store
 from tests.tiny_model import engine, engine_settings, tiny_model  # noqa: F401 - fixtures
+
+# A busy machine is no wrong answer: no example is failed for its time.
+hypothesis.settings.register_profile("prebake", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("prebake")
 
 
 @pytest.fixture
