@@ -177,7 +177,7 @@ def test_no_process_of_the_engine_outlives_a_parent_killed_with_9(engine_setting
         parent.kill()
 
 
-@pytest.mark.xfail(strict=False, reason="several starts of the engine, minutes each on two cores: not yet seen to end")
+@pytest.mark.xfail(strict=False, reason="known fault: the search gives up, the engine dies whatever it is asked")
 def test_a_prompt_that_kills_the_engine_is_found_and_all_others_are_answered(tiny_model: Path) -> None:
     processors = {"logits_processors": ["tests.deadly_processor:DeadlyProcessor"]}
     engine = SupervisedEngine(engine_settings_for(tiny_model, args=processors))
