@@ -34,7 +34,7 @@ def main() -> None:
         socket.send(("failed", error))
         return
     threading.Thread(target=_watch, args=(engine,), daemon=True).start()
-    socket.send(("ready", (engine.model, engine.capacity)))
+    socket.send(("ready", (engine.model, engine.capacity, engine.limits)))
     try:
         _serve(engine, socket, orders)
     except Exception:  # noqa: BLE001 - whatever it is, this engine is lost; the log has the traceback

@@ -44,7 +44,8 @@ class Prompt:
 class Completion:
     """What came of one prompt; ``engine_s`` is the time from entering the engine to the last token.
 
-    ``partial`` is set for Status.PARTIAL; ``resumed_tokens`` of the answer came from the prompt's own partial.
+    ``partial`` is set for Status.PARTIAL; ``resumed_tokens`` of the answer came from the prompt's own partial;
+    ``restarted``: there was one, but to go on from it would not have been exact.
     """
 
     key: bytes
@@ -57,6 +58,7 @@ class Completion:
     mean_logprob: float | None = None
     engine_s: float = 0.0
     resumed_tokens: int = 0
+    restarted: bool = False
     partial: Partial | None = None
 
 

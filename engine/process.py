@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -23,8 +24,16 @@ _CLOSE_S: Final = 15.0
 _REAPER: Final = 'cat >/dev/null; kill -KILL -- "-$1" 2>/dev/null'
 
 
+# What PyTorch, CUDA, C++ and Python say.
+_OUT_OF_MEMORY: Final = re.compile(r"OutOfMemoryError|[Oo]ut of memory|bad_alloc|\bMemoryError")
+
+
 class EngineDied(Exception):
     """The engine's process is gone, or it hangs; the message has the end of its log."""
+
+    def __init__(self, message: str, *, out_of_memory: bool = False) -> None:
+        super().__init__(message)
+        self.out_of_memory = out_of_memory
 
 
 class EngineProcess:
@@ -73,7 +82,7 @@ class EngineProcess:
             return None
         if kind == "gone":
             self._inbox.put((kind, value))
-            raise EngineDied(self._last_words())
+            raise self._death()
         return kind, value
 
     def end(self) -> None:
@@ -110,7 +119,7 @@ class EngineProcess:
         try:
             self._connection.send(message)
         except OSError:
-            raise EngineDied(self._last_words()) from None
+            raise self._death() from None
 
     def _receive(self) -> None:
         try:
@@ -121,10 +130,12 @@ class EngineProcess:
         except (EOFError, OSError):
             self._inbox.put(("gone", None))
 
-    def _last_words(self) -> str:
+    def _death(self) -> EngineDied:
         lines = Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line for line in lines if "Error" in line] or lines
-        return f"{said[-1].strip()[-300:] if said else 'it said nothing'} (log: {self._log.name})"
+        memory = [line for line in lines if _OUT_OF_MEMORY.search(line)]
+        said = memory or [line for line in lines if "Error" in line] or lines
+        words = said[-1].strip()[-300:] if said else "it said nothing"
+        return EngineDied(f"{words} (log: {self._log.name})", out_of_memory=bool(memory))
 
 
 def _environment(settings: EngineSettings) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """The engine that bakes: vLLM in a supervised process of its own, which may die without anybody losing a prompt.
 
 When it dies it is started afresh and asked again what it had not answered; a prompt that kills it is found by halving
-(``engine/search.py``) and comes back as refused.
+(``engine/search.py``) and comes back as refused. When it runs out of memory again and again it gets smaller limits.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from typing import Final
@@ -20,6 +21,8 @@ from prebake.stop import Stop
 
 WAIT_S: Final = 0.2
 SALVAGE_S: Final = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 def open_engine(settings: EngineSettings, stop: Stop | None = None) -> Engine:
@@ -38,9 +41,10 @@ class SupervisedEngine:
     def __init__(self, settings: EngineSettings, stop: Stop | None = None) -> None:
         self._settings, self._stop = settings, stop or Stop()
         self._in_flight: dict[bytes, Prompt] = {}
-        self._ready: list[Completion] = []
         self._search: Search | None = None
-        self._answers_since_death = 0
+        self._accused: Completion | None = None  # refused as soon as the engine is seen to answer others
+        self._answered = False  # anything since the search began
+        self._memory_deaths = 0
         self._salvaging = False
         self.restarts = 0
         self._start()
@@ -68,14 +72,15 @@ class SupervisedEngine:
 
     def step(self) -> list[Completion]:
         """What has finished, after at most a fraction of a second; starts the engine anew if it died."""
+        done = list[Completion]()
         try:
             done = self._collect()
         except EngineDied as death:
-            done = self._recover(str(death))
+            self._recover(death)
         if self._search and not self._in_flight.keys() & set(self._search.testing):
             self._search.survived()
             self._ask_suspects()
-        return done
+        return done + self._convict()
 
     def salvage(self) -> list[Completion]:
         """Stop all that is in flight and give it back, partial where the engine still tells, within five seconds."""
@@ -94,7 +99,7 @@ class SupervisedEngine:
             pass  # the partial answers died with it
         done += [Completion(p.key, Status.PARTIAL, partial=p.partial) for p in self._in_flight.values()]
         self._in_flight.clear()
-        self._search, self._salvaging = None, False
+        self._search, self._accused, self._salvaging = None, None, False
         return done
 
     def close(self) -> None:
@@ -121,7 +126,7 @@ class SupervisedEngine:
             self._process.end()
             error: PrebakeError = value
             raise error
-        self.model, self._capacity = value
+        self.model, self._capacity, self._limits = value
 
     def _send(self, prompts: list[Prompt]) -> None:
         try:
@@ -133,10 +138,14 @@ class SupervisedEngine:
     def _collect(self) -> list[Completion]:
         done = list[Completion]()
         wait_s = WAIT_S
-        while message := self._process.receive(wait_s):
-            if message[0] == "done":
-                done += self._take(message[1])
-            wait_s = 0
+        try:
+            while message := self._process.receive(wait_s):
+                if message[0] == "done":
+                    done += self._take(message[1])
+                wait_s = 0
+        except EngineDied:
+            if not done:  # else the answers first: the next call is told of the death again
+                raise
         if not done and self._in_flight and time.monotonic() - self._process.heard_s > self._settings.stall_s:
             raise EngineDied(f"no step for {self._settings.stall_s:g} s")
         return done
@@ -149,34 +158,54 @@ class SupervisedEngine:
                 self._in_flight[completion.key] = replace(self._in_flight[completion.key], partial=completion.partial)
             elif self._in_flight.pop(completion.key, None):
                 done.append(completion)
-        self._answers_since_death += len(done)
+        self._answered = self._answered or bool(done)
         return done
 
-    def _recover(self, reason: str) -> list[Completion]:
+    def _recover(self, death: EngineDied) -> None:
         self._process.kill()
-        unanswered = list(self._in_flight)
-        culprit = None
+        if self._accused and not self._answered:
+            raise EngineError(f"the engine dies whatever it is asked: {death}")
+        if death.out_of_memory and self._search is None and self._shrink():
+            self._restart()
+            self._send(list(self._in_flight.values()))
+            return
         if self._search is None:
-            self._search, self._answers_since_death = Search(unanswered), 0
-            if len(unanswered) == 1:
-                culprit = self._search.died(unanswered)
-        else:
-            culprit = self._search.died([key for key in self._search.testing if key in self._in_flight])
-            if culprit and not self._answers_since_death:
-                raise EngineError(f"the engine dies whatever it is asked: {reason}")
+            self._search, self._answered = Search(list(self._in_flight)), False
+        elif culprit := self._search.died([key for key in self._search.testing if key in self._in_flight]):
+            self._accused = Completion(culprit, Status.REFUSED, error=f"it kills the engine: {death}")
+        self._restart()
+        self._ask_suspects()
+
+    def _shrink(self) -> bool:
+        """Smaller limits from the second memory error on; whether it is worth trying again."""
+        self._memory_deaths += 1
+        if self._memory_deaths > 1 + self._settings.memory_retries:
+            return False
+        if self._memory_deaths > 1:
+            smaller = {name: max(1, limit // 2) for name, limit in self._limits.items()}
+            logger.warning("the engine ran out of memory again: going on with %s", smaller)
+            self._settings = self._settings.model_copy(update={"args": self._settings.args | smaller})
+        return True
+
+    def _restart(self) -> None:
         self.restarts += 1
         self._start()
-        refused = []
-        if culprit:
-            del self._in_flight[culprit]
-            refused = [Completion(culprit, Status.REFUSED, error=f"it kills the engine: {reason}")]
-        self._ask_suspects()
-        return refused
 
     def _ask_suspects(self) -> None:
         assert self._search is not None  # noqa: S101 - for the type checker
         if self._search.over:
             self._search = None
-            self._send(list(self._in_flight.values()))
+            self._send([prompt for key, prompt in self._in_flight.items() if not self._is_accused(key)])
         else:
             self._send([self._in_flight[key] for key in self._search.testing])
+
+    def _convict(self) -> list[Completion]:
+        """The accused, once the engine has answered others, or there is nobody else to ask."""
+        if self._accused is None or not (self._answered or len(self._in_flight) == 1):
+            return []
+        convicted, self._accused = self._accused, None
+        del self._in_flight[convicted.key]
+        return [convicted]
+
+    def _is_accused(self, key: bytes) -> bool:
+        return self._accused is not None and self._accused.key == key

@@ -17,6 +17,8 @@ from engine.vllm_request import RequestReader
 from prebake.errors import SettingsError
 from prebake.settings import Engine as EngineSettings
 
+# "auto" lets the first request choose for all, and a later one that needs another backend fails (vllm#43920).
+_FIXED: Final = {"structured_outputs_config": {"backend": "xgrammar"}}
 _FINISHED: Final = {"stop": Status.ANSWERED, "length": Status.TRUNCATED}
 
 
@@ -52,6 +54,15 @@ class VllmEngine:
         """Whether vLLM's own processes live; a blocked step() does not find out (seen with vLLM 0.32 and 0.33)."""
         resources = getattr(self._core.engine_core, "resources", None)
         return not getattr(resources, "engine_dead", False)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The engine arguments that memory hangs on, as they are in force: smaller ones need less."""
+        scheduler = self._core.vllm_config.scheduler_config
+        limits = {"max_num_seqs": scheduler.max_num_seqs}
+        if scheduler.enable_chunked_prefill:  # without, a prompt must fit into one batch
+            limits["max_num_batched_tokens"] = scheduler.max_num_batched_tokens
+        return limits
 
     def add(self, prompt: Prompt) -> None:
         """Take a prompt; one that vLLM does not accept comes back from step() as refused."""
@@ -121,6 +132,7 @@ class VllmEngine:
             mean_logprob=logprob_sum / len(token_ids) if logprob_sum is not None and token_ids else None,
             engine_s=engine_s,
             resumed_tokens=len(before.token_ids),
+            restarted=flight.resumed is None and flight.prompt.partial is not None,
         )
 
     def _text(self, flight: _Flight, output: Any, token_ids: tuple[int, ...]) -> str:
@@ -141,7 +153,7 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
             raise SettingsError(f"engine.args: vLLM knows no argument {name!r}; {hint}")
     if "model" in settings.args:
         raise SettingsError("engine.args: 'model' belongs one level up, in engine.model")
-    return {"model": settings.model, **settings.args}
+    return {"model": settings.model, **_FIXED, **settings.args}
 
 
 def _name(settings: EngineSettings) -> str:

@@ -132,11 +132,21 @@ class Engine(Section):
     )
     flush_s: float = Field(default=5.0, gt=0, description="Finished answers are kept safe at least this often, in s.")
     flush_answers: int = Field(default=256, ge=1, description="... and at least after this many answers.")
+    partials_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Tokens of unfinished answers are kept safe this often too, in s; 0: at a notice alone.",
+    )
     lease_s: float = Field(
         default=60.0, gt=0, description="A shard whose worker is silent for this long goes to another one, in s."
     )
     stall_s: float = Field(
         default=300.0, gt=0, description="An engine that makes no step for this long is started anew, in s."
+    )
+    memory_retries: int = Field(
+        default=3,
+        ge=0,
+        description="So many times an engine that keeps running out of memory is started anew with halved limits.",
     )
 
 

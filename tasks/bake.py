@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -37,7 +37,7 @@ class BakeReport:
     """What one bake did. ``seconds`` and ``gpu_usd`` include the engine's loading, ``tokens_per_s`` (completion) not.
 
     ``unpaid`` prompts were left because the budget could not pay their worst case; ``resumed_tokens`` were generated
-    by a worker before and not again.
+    before a stop and not again, ``restarted`` answers were, because to go on would not have been exact.
     """
 
     answers: int = 0
@@ -51,6 +51,7 @@ class BakeReport:
     shards: int = 0
     unpaid: int = 0
     resumed_tokens: int = 0
+    restarted: int = 0
 
 
 def bake(
@@ -154,6 +155,7 @@ class _Baking:
         self._held: _Order | None = None
         self._counts = dict.fromkeys(("answered", "truncated", "refused"), 0)
         self._tokens = dict.fromkeys(("prompt", "completion", "resumed"), 0)
+        self._restarted = 0
         self._baked_s = 0.0
         self._ask_again_s = 0.0
 
@@ -174,6 +176,7 @@ class _Baking:
     def _bake(self, engine: Engine, feed: Iterator[_Order | Literal["later"]]) -> None:
         self._model = engine.model
         started = time.monotonic()
+        self._kept_s = started
         more = True
         while not self._stop.requested and (more or engine.in_flight):
             more = self._fill(engine, feed)
@@ -181,6 +184,7 @@ class _Baking:
                 self._stop.wait(_WAIT_S)  # others hold the last shards
             for completion in engine.step() if engine.in_flight else ():
                 self._finish(completion)
+            self._keep_partials(engine)
             self._writer.check()
         if engine.in_flight:
             self._salvage(engine)
@@ -220,17 +224,33 @@ class _Baking:
         self._tokens["prompt"] += completion.prompt_tokens
         self._tokens["completion"] += completion.completion_tokens
         self._tokens["resumed"] += completion.resumed_tokens
+        self._restarted += completion.restarted
         self._writer.put(order.shard, self._answer(order, completion))
         self._advance(1)
 
-    def _salvage(self, engine: Engine) -> None:
+    def _keep_partials(self, engine: Engine) -> None:
+        """From time to time, if set so: stop all, keep what there is of each answer, and go on from there."""
+        every_s = self._settings.engine.partials_s
+        if not every_s or not engine.in_flight or time.monotonic() - self._kept_s < every_s:
+            return
+        for order, partial in self._salvage(engine):
+            self._admit(engine, replace(order, prompt=replace(order.prompt, partial=partial)))
+        self._writer.flush_partials()
+        self._kept_s = time.monotonic()
+
+    def _salvage(self, engine: Engine) -> list[tuple[_Order, Partial | None]]:
+        """Stop all that is in flight; returns what is unfinished, with what there is of it."""
+        unfinished = []
         for completion in engine.salvage():
-            if completion.status is Status.PARTIAL:
-                order = self._orders.pop(completion.key)
-                if completion.partial is not None and completion.partial.token_ids:
-                    self._writer.put_partial(order.shard, completion.key, completion.partial)
-            else:
+            if completion.status is not Status.PARTIAL:
                 self._finish(completion)
+                continue
+            order = self._orders.pop(completion.key)
+            self._purse.promise(-order.worst_s)
+            if completion.partial is not None and completion.partial.token_ids:
+                self._writer.put_partial(order.shard, completion.key, completion.partial)
+            unfinished.append((order, completion.partial))
+        return unfinished
 
     def _answer(self, order: _Order, completion: Completion) -> dict[str, Any]:
         now = datetime.now(UTC)
@@ -265,7 +285,7 @@ class _Baking:
             )
             rows = plan.to_table(filter=wanted, columns=[*_CARRIED, "request", "position"]).sort_by("position")
             done = read_fingerprints(self._store, shard.lease)
-            partials = read_partials(self._store, shard.lease)
+            partials = read_partials(self._store, self._plan_id, shard.lease.shard_id)
             left = [row for row in rows.to_pylist() if row["fingerprint"] not in done]
             self._writer.expect(shard, len(left))
             for row in left:
@@ -297,4 +317,5 @@ class _Baking:
             shards=self._writer.finished,
             unpaid=left.answers - left.rows if self._held is not None else 0,
             resumed_tokens=self._tokens["resumed"],
+            restarted=self._restarted,
         )

@@ -51,7 +51,7 @@ class Shard:
     left: int | None = None
     lost: bool = False
     parts: int = 0
-    partials: list[dict[str, Any]] = field(default_factory=list)
+    partials: dict[bytes, Partial] = field(default_factory=dict)
 
     @property
     def part_key(self) -> str:
@@ -68,6 +68,7 @@ class PartWriter:
         self._shards: dict[int, Shard] = {}
         self._rows: list[tuple[Shard, dict[str, Any]]] = []
         self._oldest_s = 0.0
+        self._partials_due = False
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._error: BaseException | None = None
@@ -121,12 +122,19 @@ class PartWriter:
             if not self._rows:
                 self._oldest_s = time.monotonic()
             self._rows.append((shard, row))
+            shard.partials.pop(row["fingerprint"], None)
             if len(self._rows) >= self._settings.flush_answers or len(self._rows) == 1:
                 self._changed.notify_all()
 
     def put_partial(self, shard: Shard, key: bytes, partial: Partial) -> None:
-        """Keep what a stopped answer had so far, for whoever takes the shard next."""
-        shard.partials.append({"fingerprint": key, **asdict(partial)})
+        """Keep what a stopped answer had so far, for whoever takes the shard next: at the close, or a flush before."""
+        shard.partials[key] = partial
+
+    def flush_partials(self) -> None:
+        """Have the writer's thread keep the partial answers now."""
+        with self._changed:
+            self._partials_due = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Write what is there, give the leases back, end the threads. Raises what went wrong in a thread."""
@@ -164,15 +172,20 @@ class PartWriter:
                 rows = self._rows[:]
                 if not rows and self._closing.is_set():
                     return
+                shards = list(self._shards.values()) if self._partials_due else []
+                self._partials_due = False
             for shard, answers in _by_shard(rows):
                 self._commit(shard, answers)
+            for shard in shards:
+                with suppress(StorageError):  # what is kept in between saves time, no answer hangs on it
+                    self._keep_partials(shard)
             with self._changed:
                 del self._rows[: len(rows)]
                 self._oldest_s = time.monotonic()
                 self._changed.notify_all()
 
     def _due(self) -> bool:
-        if self._closing.is_set() or len(self._rows) >= self._settings.flush_answers:
+        if self._closing.is_set() or self._partials_due or len(self._rows) >= self._settings.flush_answers:
             return True
         return bool(self._rows) and time.monotonic() - self._oldest_s >= self._settings.flush_s
 
@@ -208,7 +221,7 @@ class PartWriter:
             return
         self.finished += 1
         with suppress(StorageError):  # a left-over partial answer is never read again
-            self._store.objects.delete(_partials_key(shard.lease))
+            self._store.objects.delete(_partials_key(shard.lease.plan_id, shard.lease.shard_id))
 
     def _drop(self, shard: Shard) -> None:
         shard.lost = True
@@ -231,8 +244,9 @@ class PartWriter:
 
     def _keep_partials(self, shard: Shard) -> None:
         if shard.partials and not shard.lost:
-            table = pa.Table.from_pylist(shard.partials, _PARTIAL_SCHEMA)
-            self._store.objects.write(_partials_key(shard.lease), _parquet(table))
+            rows = [{"fingerprint": key, **asdict(partial)} for key, partial in shard.partials.copy().items()]
+            table = pa.Table.from_pylist(rows, _PARTIAL_SCHEMA)
+            self._store.objects.write(_partials_key(shard.lease.plan_id, shard.lease.shard_id), _parquet(table))
 
     def _patiently(self, work: Callable[..., T], *args: Any) -> T:
         for wait_s in _BACK_OFF_S:
@@ -255,17 +269,17 @@ def read_fingerprints(store: Store, lease: Lease) -> set[bytes]:
     return found
 
 
-def read_partials(store: Store, lease: Lease) -> dict[bytes, Partial]:
+def read_partials(store: Store, plan_id: str, shard_id: int) -> dict[bytes, Partial]:
     """What a worker before had of the shard's unfinished answers, by fingerprint."""
-    key = _partials_key(lease)
+    key = _partials_key(plan_id, shard_id)
     if store.objects.stat(key) is None:
         return {}
     rows = pq.read_table(BytesIO(store.objects.read(key))).to_pylist()
     return {row["fingerprint"]: Partial(row["model"], tuple(row["token_ids"]), row["logprob_sum"]) for row in rows}
 
 
-def _partials_key(lease: Lease) -> str:
-    return f"{PARTIALS}/{lease.plan_id}/{lease.shard_id:05d}.parquet"
+def _partials_key(plan_id: str, shard_id: int) -> str:
+    return f"{PARTIALS}/{plan_id}/{shard_id:05d}.parquet"
 
 
 def _by_shard(rows: list[tuple[Shard, dict[str, Any]]]) -> list[tuple[Shard, list[dict[str, Any]]]]:

@@ -1,21 +1,23 @@
-"""A logits processor for vLLM that ends its process when a request with one certain seed is scheduled.
+"""Logits processors for vLLM that end the engine: one for a certain prompt, one for a batch that is too large.
 
-It stands for the prompts that really do so (a kernel that faults, a grammar that never ends): the death is real.
+They stand for what really does so (a kernel that faults, a grammar that never ends, a GPU that is full): the deaths are
+real.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from typing import Any, Final
 
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
-DEADLY_SEED = 666
+DEADLY_SEED: Final = 666
+MOST_AT_ONCE: Final = 4
 
 
 class DeadlyProcessor(LogitsProcessor):
-    """Changes no logits."""
+    """Kills its process when a request with one certain seed is scheduled. Changes no logits."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         pass
@@ -30,3 +32,17 @@ class DeadlyProcessor(LogitsProcessor):
         for _index, params, _prompt, _output in batch_update.added if batch_update else ():
             if params.seed == DEADLY_SEED:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+class HungryProcessor(DeadlyProcessor):
+    """Fails as PyTorch does on a full GPU when more than a few requests run at once."""
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def apply(self, logits: Any) -> Any:
+        import torch
+
+        if logits.shape[0] > MOST_AT_ONCE:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return logits

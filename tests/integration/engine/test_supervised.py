@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, Status
+from engine import Engine, Partial, Status
 from engine.supervised import SupervisedEngine
 from prebake.errors import SettingsError
 from prebake.settings import Engine as EngineSettings
+from tests.deadly_processor import DEADLY_SEED, MOST_AT_ONCE
 from tests.tiny_model import MAX_MODEL_LEN, answer_all, ask, engine_settings_for
 
 pytestmark = pytest.mark.slow
@@ -119,13 +120,17 @@ def test_a_stopped_answer_goes_on_where_it_was_and_ends_as_if_never_stopped(engi
 
 
 def test_what_cannot_be_resumed_exactly_starts_again(engine: Engine) -> None:
-    prompts = {1: ask(1, "stop", limit=150, stop=["zzzz"]), 2: ask(2, "penalty", limit=150, presence_penalty=0.5)}
-    for prompt in prompts.values():
-        engine.add(prompt)
-    engine.step()
-    partials = {int.from_bytes(c.key, "big"): c.partial for c in engine.salvage()}
-    done = answer_all(engine, [replace(prompt, partial=partials[n]) for n, prompt in prompts.items()])
-    assert [completion.resumed_tokens for completion in done.values()] == [0, 0]
+    partial = Partial(engine.model, (40, 41, 42), -3.0)
+    resumable = ask(1, "go on")
+    never = [ask(2, "stop", stop=["zzzz"]), ask(3, "penalty", presence_penalty=0.5), ask(4, "seed", seed=7)]
+    done = answer_all(engine, [replace(prompt, partial=partial) for prompt in (resumable, *never)])
+    assert {number: completion.resumed_tokens for number, completion in done.items()} == {1: 3, 2: 0, 3: 0, 4: 0}
+    assert {number: completion.restarted for number, completion in done.items()} == {
+        1: False,
+        2: True,
+        3: True,
+        4: True,
+    }
 
 
 def test_an_engine_whose_core_is_killed_is_replaced_and_nothing_is_lost(engine: SupervisedEngine) -> None:
@@ -177,16 +182,31 @@ def test_no_process_of_the_engine_outlives_a_parent_killed_with_9(engine_setting
         parent.kill()
 
 
-@pytest.mark.xfail(strict=False, reason="known fault: the search gives up, the engine dies whatever it is asked")
 def test_a_prompt_that_kills_the_engine_is_found_and_all_others_are_answered(tiny_model: Path) -> None:
     processors = {"logits_processors": ["tests.deadly_processor:DeadlyProcessor"]}
     engine = SupervisedEngine(engine_settings_for(tiny_model, args=processors))
     try:
-        done = answer_all(engine, [ask(1, "hi", seed=666), *(ask(n, "hi", seed=n) for n in range(2, 5))])
+        done = answer_all(engine, [ask(1, "hi", seed=DEADLY_SEED), *(ask(n, "hi", seed=n) for n in range(2, 5))])
     finally:
         engine.close()
-    assert done.pop(1).status is Status.REFUSED
+    deadly = done.pop(1)
+    assert deadly.status is Status.REFUSED
+    assert "it kills the engine" in (deadly.error or "")
     assert len(done) == 3
     assert all(completion.status is not Status.REFUSED for completion in done.values())
     # The death that starts the search, and at most log2(4) more.
     assert engine.restarts <= 1 + 2
+
+
+def test_an_engine_that_runs_out_of_memory_again_goes_on_with_smaller_limits(tiny_model: Path) -> None:
+    hungry = {"logits_processors": ["tests.deadly_processor:HungryProcessor"], "max_num_seqs": 2 * MOST_AT_ONCE}
+    engine = SupervisedEngine(engine_settings_for(tiny_model, args=hungry))
+    try:
+        done = answer_all(engine, [ask(n, "hi", max_tokens=8, ignore_eos=True) for n in range(4 * MOST_AT_ONCE)])
+    finally:
+        engine.close()
+    assert len(done) == 4 * MOST_AT_ONCE
+    assert {completion.completion_tokens for completion in done.values()} == {8}
+    # Once with the limits it had, and once with half of them.
+    assert engine.restarts == 2
+    assert engine.capacity == 2 * MOST_AT_ONCE
