@@ -238,3 +238,25 @@ def test_a_signal_stops_a_night_politely_and_the_same_command_goes_on(folder: Pa
     assert night.returncode == 130
     assert "Traceback" not in trouble
     assert prebake(folder, "nightly", "--log", "log.jsonl.gz").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", ["ingest", "mine", "plan", "publish"])
+def test_a_signal_after_any_step_leaves_nothing_half_done(folder: Path, step: str, number: signal.Signals) -> None:
+    """The signal comes while the next step begins; where a person presses the key is chance enough for the rest."""
+    command = [sys.executable, "-m", "prebake", "nightly", "--log", "log.jsonl.gz"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as night:
+        assert night.stderr is not None
+        said = ""
+        for line in night.stderr:
+            said += line
+            if line.startswith(step):
+                night.send_signal(number)
+        night.wait(60)
+    assert night.returncode in (0, 130)  # 0: it was at its end before the signal came
+    assert "Traceback" not in said
+    (again,) = as_json(prebake(folder, "nightly", "--log", "log.jsonl.gz", "--json"))["nights"]
+    assert again["publish"]["answers"] == 0
+    counted = as_json(prebake(folder, "sql", "--json", "select sum(requests)::int, count(*) from daily_counts"))["rows"]
+    logged = as_json(prebake(folder, "sql", "--json", "select count(*) from query_log"))["rows"]
+    assert (counted, logged) == ([[4, 2]], [[4]])

@@ -6,11 +6,11 @@ import re
 import threading
 from collections import Counter
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from engine import Engine, Partial
+from engine import Completion, Engine, Partial
 from prebake.errors import Interrupted, SettingsError
 from prebake.prices import GpuPrice
 from prebake.routes import Route
@@ -75,19 +75,37 @@ def test_a_refused_prompt_is_recorded_with_its_reason_and_not_asked_again(
     assert len(committed(store)) == 3
 
 
+class _StopAtFirstAnswer:
+    """The engine, and somebody who asks to stop as soon as it has answered anything."""
+
+    def __init__(self, engine: Engine, stop: Stop) -> None:
+        self._engine, self._stop = engine, stop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self) -> list[Completion]:
+        done = self._engine.step()
+        if done:
+            self._stop.request("the test says so")
+        return done
+
+
 def test_a_bake_that_was_stopped_goes_on_from_the_very_token(store: Store, settings: Settings, engine: Engine) -> None:
-    planned = add_plan(store, settings, [question(n, max_tokens=300, ignore_eos=True) for n in range(64)])
+    limits = [100 + 3 * (n % 100) for n in range(160)]
+    planned = add_plan(store, settings, [question(n, max_tokens=m, ignore_eos=True) for n, m in enumerate(limits)])
     stop = Stop()
-    threading.Timer(1.0, stop.request, ["the test says so"]).start()
+    stopping = cast(Engine, _StopAtFirstAnswer(engine, stop))
     with pytest.raises(Interrupted, match="the test says so"):
-        _bake(store, settings, engine, stop=stop)
+        _bake(store, settings, stopping, stop=stop)
     assert store.ledger.progress(PLAN_ID).leased == 0
     before = committed(store)
     report = _bake(store, settings, engine)
     assert Counter(row["fingerprint"] for row in committed(store)) == Counter(planned)
-    assert report.answers + report.truncated == 64 - len(before)
+    assert report.answers + report.truncated == 160 - len(before)
     assert report.resumed_tokens > 0
-    assert {row["completion_tokens"] for row in committed(store)} == {300}
+    baked = {row["fingerprint"]: row["completion_tokens"] for row in committed(store)}
+    assert baked == dict(zip(planned, limits, strict=True))
 
 
 def test_tokens_of_unfinished_answers_are_kept_from_time_to_time(
