@@ -132,7 +132,7 @@ def poll(ask: Ask, stop: Stop, ended: threading.Event, poll_s: float) -> None:
             reason = ""
             wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
         if reason:
-            stop.request(reason)
+            stop.request(reason, notice=True)
         ended.wait(wait_s)
 
 

@@ -76,6 +76,10 @@ class Engine(Protocol):
     def capacity(self) -> int:
         """Prompts worth having in flight now: more would only wait in memory."""
 
+    @property
+    def restarts(self) -> int:
+        """Times it died and was started anew."""
+
     def add(self, prompt: Prompt) -> None:
         """Take a prompt. One that cannot be answered comes back from step() as refused, and harms nobody else."""
 

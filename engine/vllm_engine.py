@@ -42,6 +42,7 @@ class VllmEngine:
         self._flights: dict[str, _Flight] = {}
         self._refused: list[Completion] = []
         self.model = _name(settings)
+        self.restarts = 0  # it lives and dies with its process
         self.capacity = settings.max_in_flight or 2 * self._core.vllm_config.scheduler_config.max_num_seqs
 
     @property

@@ -17,14 +17,18 @@ from uuid import UUID
 import duckdb
 import httpx
 from prefect.artifacts import (
+    TableArtifact,
     create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 
 from prebake.progress import Advance
+from prebake.pulse import Look, Pulse
 from storage.store import Store
 from tasks.report import NightPage
 
@@ -32,6 +36,7 @@ T = TypeVar("T")
 
 _TOP_ROWS: Final = 100
 _PROGRESS_EVERY_S: Final = 3.0
+_LAST_WORD_S: Final = 5.0
 _TOP_COLUMNS: Final = (
     "prompt", "route", "decision", "reason", "requests", "users", "expected_hits", "value_usd", "cost_usd",
 )  # fmt: skip
@@ -67,40 +72,62 @@ def top_of_plan(store: Store, plan_id: str) -> list[dict[str, Any]]:
 
 
 class BakeProgress:
-    """Progress of the bake as a progress artifact, written by a thread of its own so that the engine never waits."""
+    """The bake as artifacts, a progress and a table, written by a thread of its own so that the engine never waits."""
 
     def __init__(self) -> None:
-        self.done, self.total = 0, 0
+        self.last: Pulse | None = None
 
     @contextmanager
-    def track(self, what: str, total: int | None) -> Iterator[Advance]:
-        """Follow one piece of work; only the bake, which takes hours, gets an artifact."""
-        if what != "bake" or not total:
-            yield lambda _units: None
+    def track(self, what: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's signature
+        """Nothing: only the bake, which takes hours, gets artifacts."""
+        yield lambda _units: None
+
+    @contextmanager
+    def watch(self, look: Look) -> Iterator[None]:
+        """Write what the bake looks like every few seconds and at its end; that stays. Nothing to bake: nothing."""
+        start = look()
+        if start.answers >= start.planned:
+            yield
             return
-        self.done, self.total = 0, total
-        finished = threading.Event()
-        context = contextvars.copy_context()  # the run that the artifact belongs to
-        writer = threading.Thread(target=context.run, args=(self._write, finished), daemon=True, name="bake-progress")
+        ended = threading.Event()
+        context = contextvars.copy_context()  # the run that the artifacts belong to
+        writer = threading.Thread(
+            target=context.run, args=(self._write, look, ended), daemon=True, name="bake-progress"
+        )
         writer.start()
         try:
-            yield self._advance
+            yield
         finally:
-            finished.set()
-            writer.join(_PROGRESS_EVERY_S)
+            self.last = look()
+            ended.set()
+            writer.join(_LAST_WORD_S)
 
-    def _advance(self, units: int) -> None:
-        self.done += units
+    def _write(self, look: Look, ended: threading.Event) -> None:
+        bar: UUID | None = None
+        table: UUID | None = None
+        over = False
+        while not over:
+            over = ended.is_set()
+            pulse = look()
+            bar = _try(lambda: _show_bar(bar, pulse)) or bar  # noqa: B023 - called at once
+            table = _try(lambda: _show_table(table, pulse)) or table  # noqa: B023
+            ended.wait(_PROGRESS_EVERY_S)
 
-    def _write(self, finished: threading.Event) -> None:
-        artifact = _try(lambda: cast(UUID, create_progress_artifact(0.0, key="bake", description=self._text())))
-        shown = 0
-        while artifact is not None and not (finished.wait(_PROGRESS_EVERY_S) and shown == self.done):
-            shown = self.done
-            _try(lambda: update_progress_artifact(artifact, 100 * self.done / self.total, description=self._text()))
 
-    def _text(self) -> str:
-        return f"{self.done:,} of {self.total:,} answers"
+def _show_bar(artifact: UUID | None, pulse: Pulse) -> UUID:
+    share = 100 * pulse.answers / pulse.planned if pulse.planned else 100.0
+    if artifact is None:
+        return cast(UUID, create_progress_artifact(share, key="bake", description=pulse.sentence()))
+    return cast(UUID, update_progress_artifact(artifact, share, description=pulse.sentence()))
+
+
+def _show_table(artifact: UUID | None, pulse: Pulse) -> UUID:
+    rows = [{"figure": name, "value": value} for name, value in pulse.figures().items()]
+    if artifact is None:
+        return cast(UUID, create_table_artifact(rows, key="bake-progress", description=f"Plan {pulse.plan_id}"))
+    data = cast(str, TableArtifact(table=rows).format())
+    get_client(sync_client=True).update_artifact(artifact_id=artifact, artifact=ArtifactUpdate(data=data))
+    return artifact
 
 
 def _try(write: Callable[[], T]) -> T | None:

@@ -114,7 +114,7 @@ def _when_free(work: Callable[[], T], wait_s: float, stop: Stop) -> T:
 
 
 def _drained(progress: BakeProgress) -> str:
-    baked = f" after {progress.done:,} of {progress.total:,} answers" if progress.total else ""
+    baked = f" after {progress.last.answers:,} of {progress.last.planned:,} answers" if progress.last else ""
     return f"drained{baked}; what was finished is kept, run it again to go on"
 
 

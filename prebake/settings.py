@@ -148,6 +148,10 @@ class Engine(Section):
         ge=0,
         description="So many times an engine that keeps running out of memory is started anew with halved limits.",
     )
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="Port where a bake shows its Prometheus metrics while it runs; 0: none."
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address of that port; 0.0.0.0: for other machines too.")
 
 
 class Prices(Section):

@@ -17,9 +17,11 @@ class Stop:
     def __init__(self) -> None:
         self._event = threading.Event()
         self.reason = ""
+        self.notice = False
 
-    def request(self, reason: str) -> None:
-        """Ask to stop; the first reason is kept."""
+    def request(self, reason: str, *, notice: bool = False) -> None:
+        """Ask to stop; the first reason is kept. ``notice``: the cloud says that it takes the machine."""
+        self.notice = self.notice or notice
         if not self._event.is_set():
             self.reason = reason
             self._event.set()

@@ -20,12 +20,14 @@ import pyarrow.compute as pc
 from capacity.notices import watch
 from engine import Completion, Engine, Partial, Prompt, Status, open_engine
 from prebake.errors import SettingsError
-from prebake.progress import Advance, Progress, Silent
+from prebake.progress import Progress, Silent
 from prebake.routes import Route
 from prebake.settings import Settings
 from prebake.stop import Stop
 from storage.store import Store
+from tasks.bake_metrics import serve_metrics
 from tasks.bake_parts import PartWriter, Shard, read_fingerprints, read_partials
+from tasks.bake_pulse import PulseTaker
 
 _WAIT_S: Final = 1.0
 _LATER: Final = "later"
@@ -37,7 +39,8 @@ class BakeReport:
     """What one bake did. ``seconds`` and ``gpu_usd`` include the engine's loading, ``tokens_per_s`` (completion) not.
 
     ``unpaid`` prompts were left because the budget could not pay their worst case; ``resumed_tokens`` were generated
-    before a stop and not again, ``restarted`` answers were, because to go on would not have been exact.
+    before a stop and not again, ``restarted`` answers were, because to go on would not have been exact;
+    ``engine_restarts``: times the engine died and was started anew.
     """
 
     answers: int = 0
@@ -52,6 +55,7 @@ class BakeReport:
     unpaid: int = 0
     resumed_tokens: int = 0
     restarted: int = 0
+    engine_restarts: int = 0
 
 
 def bake(
@@ -73,13 +77,14 @@ def bake(
     EngineError, StorageError.
     """
     progress, stop = progress or Silent(), stop or Stop()
-    counts = store.ledger.progress(plan_id)
     notices = watch(stop, settings.capacity.cloud, rebalance=settings.capacity.rebalance)
     with ExitStack() as stack:
         stack.enter_context(notices)
-        advance = stack.enter_context(progress.track("bake", counts.answers - counts.rows))
         writer = stack.enter_context(PartWriter(store, settings.engine, plan_id, owner, stop))
-        baking = _Baking(store, settings, plan_id, run_id, writer, stop, advance)
+        pulse = stack.enter_context(PulseTaker(store.ledger, settings, writer, stop, plan_id, run_id, owner))
+        stack.enter_context(serve_metrics(settings.engine, pulse.take))
+        stack.enter_context(progress.watch(pulse.take))
+        baking = _Baking(store, settings, plan_id, run_id, writer, stop, pulse)
         return baking.run(lambda: engine or _opened(stack, settings, stop))
 
 
@@ -145,17 +150,14 @@ class _Baking:
         run_id: str,
         writer: PartWriter,
         stop: Stop,
-        advance: Advance,
+        pulse: PulseTaker,
     ) -> None:
         self._store, self._settings = store, settings
         self._plan_id, self._run_id = plan_id, run_id
-        self._writer, self._stop, self._advance = writer, stop, advance
+        self._writer, self._stop, self._pulse, self._tally = writer, stop, pulse, pulse.tally
         self._purse = _Purse(settings)
         self._orders: dict[bytes, _Order] = {}
         self._held: _Order | None = None
-        self._counts = dict.fromkeys(("answered", "truncated", "refused"), 0)
-        self._tokens = dict.fromkeys(("prompt", "completion", "resumed"), 0)
-        self._restarted = 0
         self._baked_s = 0.0
         self._ask_again_s = 0.0
 
@@ -175,6 +177,7 @@ class _Baking:
 
     def _bake(self, engine: Engine, feed: Iterator[_Order | Literal["later"]]) -> None:
         self._model = engine.model
+        self._pulse.engine_ready(engine)
         started = time.monotonic()
         self._kept_s = started
         more = True
@@ -220,13 +223,8 @@ class _Baking:
     def _finish(self, completion: Completion) -> None:
         order = self._orders.pop(completion.key)
         self._purse.promise(-order.worst_s)
-        self._counts[completion.status] += 1
-        self._tokens["prompt"] += completion.prompt_tokens
-        self._tokens["completion"] += completion.completion_tokens
-        self._tokens["resumed"] += completion.resumed_tokens
-        self._restarted += completion.restarted
+        self._tally.count(completion)
         self._writer.put(order.shard, self._answer(order, completion))
-        self._advance(1)
 
     def _keep_partials(self, engine: Engine) -> None:
         """From time to time, if set so: stop all, keep what there is of each answer, and go on from there."""
@@ -304,18 +302,19 @@ class _Baking:
         return _Order(shard, row, route, prompt, self._purse.worst_s(row["request"].encode(), max_tokens))
 
     def _report(self) -> BakeReport:
-        left = self._store.ledger.progress(self._plan_id)
+        left, tally = self._pulse.ask(), self._tally
         return BakeReport(
-            answers=self._counts["answered"],
-            truncated=self._counts["truncated"],
-            refused=self._counts["refused"],
-            prompt_tokens=self._tokens["prompt"],
-            completion_tokens=self._tokens["completion"],
+            answers=tally.answered,
+            truncated=tally.truncated,
+            refused=tally.refused,
+            prompt_tokens=tally.prompt_tokens,
+            completion_tokens=tally.completion_tokens,
             seconds=round(self._purse.spent_s, 3),
-            tokens_per_s=round(self._tokens["completion"] / self._baked_s, 1) if self._baked_s else 0.0,
+            tokens_per_s=round(tally.completion_tokens / self._baked_s, 1) if self._baked_s else 0.0,
             gpu_usd=self._purse.usd(),
             shards=self._writer.finished,
             unpaid=left.answers - left.rows if self._held is not None else 0,
-            resumed_tokens=self._tokens["resumed"],
-            restarted=self._restarted,
+            resumed_tokens=tally.resumed_tokens,
+            restarted=tally.restarted,
+            engine_restarts=self._pulse.engine_restarts,
         )

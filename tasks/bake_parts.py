@@ -73,6 +73,9 @@ class PartWriter:
         self._closing = threading.Event()
         self._error: BaseException | None = None
         self.finished = 0
+        # For whoever watches: rows put, dropped with their shard, and in parts that count; the rest explains itself.
+        self.taken = self.dropped = self.committed = self.parts = self.flushes = self.lost = 0
+        self.flushed_s: float | None = None
         self._threads = [threading.Thread(target=self._guard, args=(w,)) for w in (self._write_all, self._beat)]
 
     def __enter__(self) -> PartWriter:
@@ -123,6 +126,7 @@ class PartWriter:
                 self._oldest_s = time.monotonic()
             self._rows.append((shard, row))
             shard.partials.pop(row["fingerprint"], None)
+            self.taken += 1
             if len(self._rows) >= self._settings.flush_answers or len(self._rows) == 1:
                 self._changed.notify_all()
 
@@ -150,6 +154,16 @@ class PartWriter:
                 self._keep_partials(shard)
                 self._store.ledger.release(shard.lease)
         self.check()
+
+    @property
+    def held(self) -> int:
+        """Shards this worker holds."""
+        return len(self._shards)
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are not in a part yet."""
+        return len(self._rows)
 
     @property
     def _most(self) -> int:
@@ -182,6 +196,8 @@ class PartWriter:
             with self._changed:
                 del self._rows[: len(rows)]
                 self._oldest_s = time.monotonic()
+                if rows:
+                    self.flushes, self.flushed_s = self.flushes + 1, self._oldest_s
                 self._changed.notify_all()
 
     def _due(self) -> bool:
@@ -196,16 +212,21 @@ class PartWriter:
 
     def _commit(self, shard: Shard, rows: list[dict[str, Any]]) -> None:
         if shard.lost:
+            self.dropped += len(rows)
             return
         data = _parquet(pa.Table.from_pylist(rows, ANSWERS.schema))
         part = Part(shard.part_key, len(rows), len(data), sha256(data).hexdigest())
         shard.parts += 1
+        self.committed += len(rows)  # before the ledger does, so that they never look like another worker's
         try:
             self._patiently(self._store.objects.write, part.key, data)
             self._patiently(self._store.ledger.add_part, shard.lease, part)
         except LeaseLostError:
+            self.committed -= len(rows)
+            self.dropped += len(rows)
             self._drop(shard)
             return
+        self.parts += 1
         with self._changed:
             shard.left = None if shard.left is None else shard.left - len(rows)
         if shard.left == 0:
@@ -224,8 +245,9 @@ class PartWriter:
             self._store.objects.delete(_partials_key(shard.lease.plan_id, shard.lease.shard_id))
 
     def _drop(self, shard: Shard) -> None:
-        shard.lost = True
         with self._changed:
+            self.lost += not shard.lost
+            shard.lost = True
             if self._shards.get(shard.lease.shard_id) is shard:
                 del self._shards[shard.lease.shard_id]
 
