@@ -16,7 +16,10 @@ from prebake.pulse import Look, Pulse
 from prebake.settings import Engine as EngineSettings
 
 _PREFIX: Final = "prebake_bake_"
-_FAMILIES: Final = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
+_FAMILIES: Final[dict[str, type[CounterMetricFamily | GaugeMetricFamily]]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+}
 
 Samples = dict[tuple[str, ...], float | None]
 logger = logging.getLogger(__name__)
@@ -32,7 +35,7 @@ class BakeMetric:
     read: Callable[[Pulse], Samples]
     labels: tuple[str, ...] = ()
 
-    def family(self, pulse: Pulse) -> Metric:
+    def family(self, pulse: Pulse) -> CounterMetricFamily | GaugeMetricFamily:
         """The metric as it stands."""
         family = _FAMILIES[self.kind](_PREFIX + self.name, self.meaning, labels=self.labels)
         for values, sample in self.read(pulse).items():

@@ -54,7 +54,7 @@ class PulseTaker:
         self.tally = Tally()
         self._ledger, self._writer, self._stop = ledger, writer, stop
         self._price, self._budget_usd = settings.prices.gpu, _budget_usd(settings)
-        self._who = {"plan_id": plan_id, "run_id": run_id, "owner": owner}
+        self._plan_id, self._run_id, self._owner = plan_id, run_id, owner
         self._plan = ledger.progress(plan_id)
         self._others = self._plan.rows
         self._engine: Engine | None = None
@@ -87,7 +87,7 @@ class PulseTaker:
 
     def ask(self) -> Progress:
         """How far the plan is, as the ledger says now. Raises StorageError."""
-        plan = self._ledger.progress(self._who["plan_id"])
+        plan = self._ledger.progress(self._plan_id)
         # The writer's count last: what it commits meanwhile is left out of the others' until the next time.
         self._others = max(self._others, plan.rows - self._writer.committed)
         self._plan = plan
@@ -98,7 +98,9 @@ class PulseTaker:
         now, plan, tally, writer, engine = time.monotonic(), self._plan, self.tally, self._writer, self._engine
         done = self._done()
         return Pulse(
-            **self._who,
+            plan_id=self._plan_id,
+            run_id=self._run_id,
+            owner=self._owner,
             **vars(tally),
             answers=done,
             planned=plan.answers,

@@ -96,6 +96,7 @@ def test_a_notice_requests_the_stop(metadata: Metadata) -> None:
         metadata.items[EC2 + "spot/instance-action"] = NOTICE
         assert stop.wait(10)
     assert stop.reason.startswith("EC2 spot notice")
+    assert stop.notice
 
 
 def test_failures_before_a_notice_delay_it_and_are_not_read_as_one(metadata: Metadata) -> None:

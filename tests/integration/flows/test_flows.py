@@ -22,6 +22,7 @@ from flows.nightly import nightly
 from flows.run import run, run_step
 from prebake.errors import InputError, StorageError
 from prebake.progress import Progress
+from prebake.pulse import Pulse
 from prebake.settings import Settings, load
 from prebake.stop import Stop
 from storage.store import open_store
@@ -134,10 +135,11 @@ def test_a_step_is_tried_again_when_the_store_refused_but_not_when_the_input_is_
     assert tries == ["storage", "storage", "input", "bake"]
 
 
-def test_sigterm_ends_a_run_as_cancelled_and_says_what_was_drained(settings_file: str) -> None:
+def test_sigterm_ends_a_run_as_cancelled_says_what_was_drained_and_keeps_the_last_figures(settings_file: str) -> None:
     def bake(progress: Progress, stop: Stop) -> None:
-        with progress.track("bake", 10) as advance:
-            advance(4)
+        pulse = Pulse(plan_id="plan-1", planned=10)
+        with progress.watch(lambda: pulse):
+            pulse = Pulse(plan_id="plan-1", answers=4, planned=10, usd=0.5, budget_usd=2.0)
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.wait(10)
             stop.check()
@@ -153,7 +155,13 @@ def test_sigterm_ends_a_run_as_cancelled_and_says_what_was_drained(settings_file
     state = stopped(return_state=True)
     assert state.is_cancelled()
     assert state.message == "drained after 4 of 10 answers; what was finished is kept, run it again to go on"
-    assert _artifacts(state.state_details.flow_run_id)["bake"][0] == "progress"
+    artifacts = _artifacts(state.state_details.flow_run_id)
+    assert artifacts["bake"] == ("progress", 40.0)
+    kind, rows = artifacts["bake-progress"]
+    assert kind == "table"
+    figures = {row["figure"]: row["value"] for row in json.loads(rows)}
+    assert figures["answers"] == "4 of 10"
+    assert figures["spent by this worker"] == "$0.500 of $2.00"
 
 
 def _run_name(run_id: Any) -> str:
