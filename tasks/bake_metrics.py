@@ -66,7 +66,8 @@ METRICS: Final = (
         _one(lambda p: p.resumed_tokens),
     ),
     BakeMetric(
-        "restarted_answers", "counter", "Answers begun before a stop that had to start again", _one(lambda p: p.restarted)
+        "restarted_answers", "counter", "Answers begun before a stop that had to start again",
+        _one(lambda p: p.restarted),
     ),
     BakeMetric(
         "tokens_per_second", "gauge", "Completion tokens per second over the last minute",
