@@ -1,4 +1,4 @@
-"""The order of the night, by properties: nobody is left out, shared prefixes stay together, the end is short answers."""
+"""The order of the night by properties: nobody is left out, shared prefixes stay together, short answers end it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,10 @@ def test_keys_in_order_put_requests_together_that_begin_with_the_same_messages(
 ) -> None:
     asked.sort(key=lambda one: prefix_key(canonical(*one)))
     # What a chat template writes: documents first, then role and text of each message.
-    read = [(params.get("documents"), [(m["role"], m["content"]) for m in messages[:first]]) for messages, params in asked]
+    read = [
+        (params.get("documents"), [(message["role"], message["content"]) for message in messages[:first]])
+        for messages, params in asked
+    ]
     whole = runs([prefix for prefix in read if len(prefix[1]) == first])
     assert all(whole.count(prefix) == 1 for prefix in whole)
 
@@ -125,17 +128,12 @@ def test_keys_in_order_put_requests_together_whose_first_text_begins_alike(
     asked: list[tuple[list[dict[str, str]], dict[str, Any]]], text: str
 ) -> None:
     asked.sort(key=lambda one: prefix_key(canonical(*one)))
-    alike = [
-        (params.get("documents"), messages[0]["role"])
+    begins = [
+        (params.get("documents"), messages[0]["role"]) if messages[0]["content"].startswith(text) else None
         for messages, params in asked
-        if messages[0]["content"].startswith(text)
     ]
-    places = [
-        place
-        for place, (messages, params) in enumerate(asked)
-        if messages[0]["content"].startswith(text) and (params.get("documents"), messages[0]["role"]) == alike[0]
-    ]
-    assert places == list(range(places[0], places[0] + len(places))) if places else True
+    together = runs(begins)
+    assert all(together.count(begin) == 1 for begin in together if begin is not None)
 
 
 def test_a_request_without_a_text_has_a_key() -> None:
