@@ -9,7 +9,7 @@ from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import orjson
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.order import BLOCK_CHARS, order, prefix_key, shared_blocks
@@ -124,6 +124,9 @@ def test_keys_in_order_put_requests_together_that_begin_with_the_same_messages(
 
 
 @given(st.lists(st.tuples(messages, params), min_size=2), st.text("ab", min_size=1, max_size=2))
+@example(
+    [([{"role": role, "content": text}], {}) for text, role in (("a", "user"), ("aa", "system"), ("ab", "user"))], "a"
+)
 def test_keys_in_order_put_requests_together_whose_first_text_begins_alike(
     asked: list[tuple[list[dict[str, str]], dict[str, Any]]], text: str
 ) -> None:
