@@ -11,29 +11,18 @@ import os
 import random
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import orjson
-import pyarrow as pa
-
 from benchmarks import Measured, interleaved
+from benchmarks._plan import bake_plan, plan_row
 from engine import Engine, open_engine
-from prebake.routes import Night, Route
 from prebake.settings import Engine as EngineSettings
-from prebake.settings import Settings, Store
-from prebake.tables import PLAN
-from storage.store import open_store
-from tasks.bake import bake
 
 ROUNDS = 3
 CHUNK = 512
-SHARD = 256
 # Without a prefix cache: it would make whoever runs second the faster one.
 ARGS = {
     "enforce_eager": True,
@@ -125,43 +114,8 @@ def _bare(llm: Any, limits: list[int], chunk: int) -> float:
     return tokens / (time.perf_counter() - started)
 
 
-def _ours(engine_settings: EngineSettings, engine: Engine, limits: list[int]) -> float:
-    """From plan rows to parts committed in the ledger."""
-    with tempfile.TemporaryDirectory(prefix="prebake-bench-") as folder:
-        route = Route(name="bench", scope="shared", night=Night(temperature=0))
-        settings = Settings(store=Store(root=folder), engine=engine_settings, routes=(route,))
-        with open_store(settings) as store:
-            rows = [_row(n, limit) for n, limit in enumerate(limits)]
-            store.plan.append(pa.Table.from_pylist(rows, PLAN.schema))
-            store.ledger.add_shards("bench", Counter(row["shard_id"] for row in rows))
-            started = time.perf_counter()
-            report = bake(store, settings, "bench", run_id="bench", owner="bench", engine=engine)
-            seconds = time.perf_counter() - started
-            assert store.ledger.progress("bench").rows == len(limits)  # noqa: S101
+def _ours(settings: EngineSettings, engine: Engine, limits: list[int]) -> float:
+    rows = [plan_row(number, _messages(number), limit) for number, limit in enumerate(limits)]
+    report, seconds = bake_plan(settings, engine, rows)
     assert report.completion_tokens == sum(limits)  # noqa: S101
     return report.completion_tokens / seconds
-
-
-def _row(number: int, limit: int) -> dict[str, Any]:
-    params = {"max_tokens": limit, "ignore_eos": True}
-    request = orjson.dumps({"messages": _messages(number), "model": "bench", "params": params}).decode()
-    return {
-        "day": date(2026, 1, 1),
-        "plan_id": "bench",
-        "fingerprint": sha256(request.encode()).digest()[:16],
-        "route": "bench",
-        "scope": "shared",
-        "request": request,
-        "prompt": "",
-        "requests": 1,
-        "users": 1,
-        "tenants": 1,
-        "expected_hits": 1.0,
-        "value_usd": 1.0,
-        "cost_usd": 1.0,
-        "gpu_s": 1.0,
-        "decision": "bake",
-        "reason": "",
-        "shard_id": number // SHARD,
-        "position": number % SHARD,
-    }

@@ -28,12 +28,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: its columns in order and the columns its files are partitioned by."""
+    """One table: its columns in order and the columns its files are partitioned by.
+
+    ``rows_together``: rows in a row group of its files, which is the least that a reader takes into memory.
+    """
 
     name: str
     meaning: str
     columns: tuple[Column, ...]
     partition_by: tuple[str, ...] = ("day",)
+    rows_together: int = 131_072
 
     @property
     def schema(self) -> pa.Schema:
@@ -140,6 +144,7 @@ PLAN = Table(
         Column("shard_id", pa.int32(), "Shard that bakes it", nullable=True),
         Column("position", pa.int32(), "Place in the shard", nullable=True),
     ),
+    rows_together=2048,  # a worker reads it shard by shard
 )
 
 ANSWERS = Table(

@@ -29,15 +29,6 @@ from storage.objects import TABLES, Objects
 
 _TRIES: Final = 20
 _KEEP_HOURS: Final = 7 * 24
-# The writer holds open one file for each day of the data, each with these buffers for each column: small ones keep
-# an append over a month of log at some hundreds of MB, however many rows it has.
-_WRITER: Final = deltalake.WriterProperties(
-    compression="ZSTD",
-    max_row_group_size=131_072,
-    write_batch_size=256,
-    data_page_size_limit=2**17,
-    dictionary_page_size_limit=2**17,
-)
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _TREE: Final = re.compile(r"\s*(?:->|↳)\s*")
 
@@ -67,7 +58,7 @@ class DeltaTable:
                         handle,
                         self._conform(data),
                         mode="append",
-                        writer_properties=_WRITER,
+                        writer_properties=_writer(self.table),
                         commit_properties=_commit(once),
                     )
                 except CommitFailedError:
@@ -108,7 +99,7 @@ class DeltaTable:
                     self._conform(data),
                     mode="overwrite",
                     predicate=f"day in ({quoted})",
-                    writer_properties=_WRITER,
+                    writer_properties=_writer(self.table),
                     commit_properties=_commit(None),
                 )
             except CommitFailedError:
@@ -184,7 +175,7 @@ class DeltaTable:
             handle = self._open()
             if handle is None:
                 return
-            handle.optimize.compact()
+            handle.optimize.compact(writer_properties=_writer(self.table))
             handle.vacuum(retention_hours=_KEEP_HOURS, dry_run=False, full=True)
 
     def _open(self) -> deltalake.DeltaTable | None:
@@ -270,6 +261,21 @@ def _reason(error: Exception) -> str:
     told = str(error).split("Preview of invalid data")[0]
     causes = (" ".join(cause.split()) for cause in _TREE.split(_COLOUR.sub("", told)))
     return ": ".join(cause.rstrip(":.") for cause in causes if cause)
+
+
+def _writer(table: Table) -> deltalake.WriterProperties:
+    """How its files are written.
+
+    The writer holds open one file for each day of the data, each with these buffers for each column: small ones keep
+    an append over a month of log at some hundreds of MB, however many rows it has.
+    """
+    return deltalake.WriterProperties(
+        compression="ZSTD",
+        max_row_group_size=table.rows_together,
+        write_batch_size=256,
+        data_page_size_limit=2**17,
+        dictionary_page_size_limit=2**17,
+    )
 
 
 def _commit(once: str | None) -> deltalake.CommitProperties:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import orjson
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from capacity.notices import watch
@@ -281,7 +282,9 @@ class _Baking:
                 & (pc.field("shard_id") == shard.lease.shard_id)
                 & (pc.field("decision") == "bake")
             )
-            rows = plan.to_table(filter=wanted, columns=[*_CARRIED, "request", "position"]).sort_by("position")
+            columns = [*_CARRIED, "request", "position"]
+            # The system's allocator gives back what Arrow's own keeps for each of its threads, shard after shard.
+            rows = plan.to_table(columns, wanted, memory_pool=pa.system_memory_pool()).sort_by("position")
             done = read_fingerprints(self._store, shard.lease)
             partials = read_partials(self._store, self._plan_id, shard.lease.shard_id)
             left = [row for row in rows.to_pylist() if row["fingerprint"] not in done]

@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One candidate's row in the plan."""
+    """One candidate's row in the plan; ``completion_tokens`` is the length expected of its answer."""
 
     decision: str
     reason: str
@@ -58,6 +58,7 @@ class Verdict:
     value_usd: float = 0.0
     cost_usd: float = 0.0
     gpu_s: float = 0.0
+    completion_tokens: float = 0.0
 
 
 def recency_weights(days: Iterable[date], last: date) -> dict[date, float]:
@@ -137,9 +138,9 @@ def _weigh(candidate: Candidate, model: str, limit: int, hits: float, settings: 
     price = price_of(model, settings)
     value_usd = hits * (cost_usd if price is None else price.usd(prompt_tokens, completion_tokens))
     if value_usd < cost_usd:
-        return Verdict("skip", "not worth it", hits, value_usd, cost_usd, gpu_s)
+        return Verdict("skip", "not worth it", hits, value_usd, cost_usd, gpu_s, completion_tokens)
     reason = "new" if candidate.good_until is None else "expires"
-    return Verdict("bake", reason, hits, value_usd, cost_usd, gpu_s)
+    return Verdict("bake", reason, hits, value_usd, cost_usd, gpu_s, completion_tokens)
 
 
 def price_of(model: str, settings: Settings) -> TokenPrice | None:

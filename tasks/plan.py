@@ -1,7 +1,7 @@
 """Plan: what the night will bake. In: the daily counts of a window, and the answers there are. Out: the plan table, one
 row with a decision and its reason for each candidate, and the shards of what is to be baked in the ledger.
 
-Memory: DuckDB's limit (``mine.memory_gb``) for counts and texts, some 300 bytes of Python per candidate.
+Memory: DuckDB's limit (``mine.memory_gb``) for counts and texts, some 600 bytes of Python per candidate.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from storage.scratch import open_scratch
 from storage.store import Store
 from tasks.decide import Candidate, Verdict, choose, judge, recency_weights
 from tasks.mine import local_files
+from tasks.order import order, prefix_key, shared_blocks
 from tasks.publish import collect
 
 _BATCH: Final = 10_000
+_MAX_NUM_SEQS: Final = 256  # vLLM's own default on most machines
 
 
 @dataclass(frozen=True)
@@ -290,23 +292,50 @@ def _write(
     plan_id: str,
     verdicts: list[Verdict],
 ) -> None:
-    """Add the plan's rows in one commit, cut into shards: neighbours share their system prompt and first words."""
+    """Add the plan's rows in one commit, those to bake in shards, in the order in which they are asked."""
     columns = {name: [getattr(verdict, name) for verdict in verdicts] for name in Verdict.__slots__}
     connection.register("verdict", pa.table({"number": pa.array(range(1, len(verdicts) + 1), pa.int64()), **columns}))
     if verdicts:
+        connection.register("place", _places(connection, settings))
         shard = {"day": day, "plan_id": plan_id, "size": settings.plan.shard_size}
         store.plan.append(connection.sql(_PLAN_SQL, params=shard).to_arrow_reader(_BATCH), once=f"plan/{plan_id}")
 
 
-# The canonical JSON begins with the messages' texts, so its own order puts shared prefixes side by side.
-_PLAN_SQL: Final = """
-    with place as (
-        select number, row_number() over (order by request, number) - 1 as place
-        from candidate join verdict using (number) where decision = 'bake'
+def _places(connection: duckdb.DuckDBPyConnection, settings: Settings) -> pa.Table:
+    """The place in the night, from 0, of each candidate that is baked. DuckDB sorts the texts, on disk if need be."""
+    connection.create_function("prefix_key", prefix_key, ["varchar"], "varchar")
+    numbers, shared, tokens = list[int](), list[int](), list[float]()
+    before = ""
+    for batch in connection.sql(_SORTED_SQL).to_arrow_reader(_BATCH):
+        numbers += batch["number"].to_pylist()
+        tokens += batch["completion_tokens"].to_pylist()
+        for key in batch["key"].to_pylist():
+            shared.append(shared_blocks(before, key))
+            before = key
+    found = order(shared, tokens, _at_once(settings))
+    return pa.table(
+        {
+            "number": pa.array((numbers[i] for i in found), pa.int64()),
+            "place": pa.array(range(len(found)), pa.int64()),
+        }
     )
+
+
+def _at_once(settings: Settings) -> int:
+    """Answers that all machines together work on at once, as far as the settings say."""
+    return int(settings.engine.args.get("max_num_seqs", _MAX_NUM_SEQS)) * settings.capacity.max_machines
+
+
+_SORTED_SQL: Final = """
+    select number, verdict.completion_tokens, prefix_key(request) as key
+    from candidate join verdict using (number) where decision = 'bake' order by key, number
+"""
+# Sorted, so that a worker who asks for a shard reads the few row groups that have it and not the whole plan.
+_PLAN_SQL: Final = """
     select
         $day as day, $plan_id as plan_id, fingerprint, route, scope, request, prompt, requests, users, tenants,
         expected_hits, value_usd, cost_usd, gpu_s, decision, reason,
         (place // $size)::int as shard_id, (place % $size)::int as position
     from candidate join verdict using (number) left join place using (number)
+    order by place nulls last
 """

@@ -35,8 +35,11 @@ _CORPUS = [
 ]
 
 
-def make_tiny_model(folder: Path, *, seed: int = 7) -> Path:
-    """Write config, weights, tokenizer and chat template into ``folder`` and return it."""
+def make_tiny_model(folder: Path, *, seed: int = 7, **larger: Any) -> Path:
+    """Write config, weights, tokenizer and chat template into ``folder`` and return it.
+
+    ``larger``: sizes by LlamaConfig's names, in place of the tiny ones.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -58,20 +61,23 @@ def make_tiny_model(folder: Path, *, seed: int = 7) -> Path:
     tokenizer.save_pretrained(folder)
 
     torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": MAX_MODEL_LEN,
+    }
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_MODEL_LEN,
         # Wide random weights: greedy answers differ from prompt to prompt instead of all repeating one token.
         initializer_range=0.3,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **(sizes | larger),
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder

@@ -136,19 +136,51 @@ def test_the_budget_goes_to_what_is_asked_most(store: Store, settings: Settings,
     assert baked == {"Question 4?", "Question 5?"}
 
 
+def in_order(store: Store) -> list[dict[str, object]]:
+    found = [row for row in store.plan.scan().to_table().to_pylist() if row["decision"] == "bake"]
+    return sorted(found, key=lambda row: (row["shard_id"], row["position"]))
+
+
 def test_shards_hold_neighbours_and_are_known_to_the_ledger(store: Store, settings: Settings, ask: Ask) -> None:
     for number in range(5):
-        for system in ("You sell shoes.", "You sell hats."):
-            ask(f"Question {number}?", before=[{"role": "system", "content": system}])
+        for system in ("You sell shoes. ", "You sell hats. "):
+            ask(f"Question {number}?", before=[{"role": "system", "content": system * 10}])
     report = make(store, with_plan(settings, shard_size=4))
 
-    planned = store.plan.scan().to_table().to_pylist()
-    planned.sort(key=lambda row: (row["shard_id"], row["position"]))
-    systems = ["shoes" in row["request"] for row in planned]
-    assert systems == sorted(systems)
+    planned = in_order(store)
+    systems = ["shoes" in str(row["request"]) for row in planned]
+    assert systems in (sorted(systems), sorted(systems, reverse=True))
     assert [(row["shard_id"], row["position"]) for row in planned] == [(n // 4, n % 4) for n in range(10)]
     progress = store.ledger.progress(report.plan_id)
     assert (progress.shards, progress.answers) == (3, 10)
+
+
+def test_the_longest_answers_of_a_small_night_are_asked_first_within_their_prefix(
+    store: Store, settings: Settings, ask: Ask
+) -> None:
+    for number, tokens in enumerate((40, 300, 5)):
+        ask(f"Question {number}?", tokens=(20, tokens))
+        ask(f"Question {number}?", tokens=(20, 2 * tokens), before=[{"role": "system", "content": "Be kind. " * 20}])
+    make(store, settings)
+    asked = [("kind" in str(row["request"]), row["prompt"]) for row in in_order(store)]
+    assert asked == [
+        (True, "Question 1?"),
+        (True, "Question 0?"),
+        (True, "Question 2?"),
+        (False, "Question 1?"),
+        (False, "Question 0?"),
+        (False, "Question 2?"),
+    ]
+
+
+def test_the_rows_of_a_shard_lie_together_so_that_a_worker_need_not_read_the_whole_plan(
+    store: Store, settings: Settings, ask: Ask
+) -> None:
+    for number in range(9):
+        ask(f"Question {number}?", tokens=(20, 5 + 7 * number % 9))
+    make(store, with_plan(settings, shard_size=2))
+    places = [(row["shard_id"], row["position"]) for row in store.plan.scan().to_table().to_pylist()]
+    assert places == sorted(places)
 
 
 def test_a_fresh_answer_is_kept_and_one_that_expires_before_the_next_night_is_baked_anew(
