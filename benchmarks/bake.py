@@ -8,32 +8,24 @@ as ``ratio_vllm``, but ours with the engine in its own process, as a night runs 
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import orjson
-import pyarrow as pa
-
 from benchmarks import Measured, interleaved
+from benchmarks._plan import ROUTE, add_plan, limits, messages, uneven
 from engine import Engine, open_engine
 from prebake.routes import Night, Route
 from prebake.settings import Engine as EngineSettings
 from prebake.settings import Settings, Store
-from prebake.tables import PLAN
 from storage.store import open_store
 from tasks.bake import bake
 
 ROUNDS = 3
 CHUNK = 512
-SHARD = 256
 # Without a prefix cache: it would make whoever runs second the faster one.
 ARGS = {
     "enforce_eager": True,
@@ -43,7 +35,6 @@ ARGS = {
     "enable_prefix_caching": False,
     "disable_log_stats": True,
 }
-_TEXT = "how do I reset my password where can find the invoice of France city river quick brown fox"
 
 
 def run(size: int = 2000, *, model: str = "", rounds: int = ROUNDS, supervised: bool = True) -> Measured:
@@ -58,12 +49,12 @@ def run(size: int = 2000, *, model: str = "", rounds: int = ROUNDS, supervised: 
 
         llm = LLM(model=settings.model, **ARGS)
         ours = VllmEngine(settings, llm)
-        even, uneven = _limits(size, lambda r: r.randint(8, 64)), _limits(size, _uneven)
+        even, ragged = limits(size, lambda chance: chance.randint(8, 64)), limits(size, uneven(3.2, 1.1, 400))
         contestants: dict[str, Callable[[], float]] = {
             "vllm": lambda: _bare(llm, even, size),
             "ours": lambda: _ours(settings, ours, even),
-            "chunked": lambda: _bare(llm, uneven, CHUNK),
-            "ours_uneven": lambda: _ours(settings, ours, uneven),
+            "chunked": lambda: _bare(llm, ragged, CHUNK),
+            "ours_uneven": lambda: _ours(settings, ours, ragged),
         }
         with _beside(settings, supervised) as other:
             if other is not None:
@@ -78,7 +69,7 @@ def run(size: int = 2000, *, model: str = "", rounds: int = ROUNDS, supervised: 
     }
     if supervised:
         ratios["ratio_supervised"] = speeds["supervised"] / speeds["vllm"]
-    sizes = {"prompts": size, "tokens": sum(even), "tokens_uneven": sum(uneven), "rounds": rounds}
+    sizes = {"prompts": size, "tokens": sum(even), "tokens_uneven": sum(ragged), "rounds": rounds}
     return Measured(ratios, sizes, {f"{name}_tokens_per_s": speed for name, speed in speeds.items()})
 
 
@@ -96,72 +87,33 @@ def _beside(settings: EngineSettings, supervised: bool) -> Iterator[Engine | Non
         engine.close()
 
 
-def _limits(size: int, draw: Callable[[random.Random], int]) -> list[int]:
-    chance = random.Random(7)
-    return [draw(chance) for _ in range(size)]
-
-
-def _uneven(chance: random.Random) -> int:
-    # Lengths of real answers are roughly log-normal: many short ones, a few that reach the limit.
-    return max(4, min(400, int(chance.lognormvariate(3.2, 1.1))))
-
-
-def _messages(number: int) -> list[dict[str, str]]:
-    chance = random.Random(number)
-    text = " ".join(chance.choices(_TEXT.split(), k=chance.randint(5, 40)))
-    return [{"role": "system", "content": "You are a help desk."}, {"role": "user", "content": f"{text} {number}"}]
-
-
-def _bare(llm: Any, limits: list[int], chunk: int) -> float:
+def _bare(llm: Any, lengths: list[int], chunk: int) -> float:
     from vllm import SamplingParams
 
     started, tokens = time.perf_counter(), 0
-    for start in range(0, len(limits), chunk):
-        part = range(start, min(start + chunk, len(limits)))
-        params = [SamplingParams(temperature=0, max_tokens=limits[n], ignore_eos=True) for n in part]
-        outputs = llm.chat([_messages(n) for n in part], params, use_tqdm=False)
+    for start in range(0, len(lengths), chunk):
+        part = range(start, min(start + chunk, len(lengths)))
+        params = [SamplingParams(temperature=0, max_tokens=lengths[n], ignore_eos=True) for n in part]
+        outputs = llm.chat([messages(n) for n in part], params, use_tqdm=False)
         tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
-    assert tokens == sum(limits)  # noqa: S101 - a measurement of something else is worse than none
+    assert tokens == sum(lengths)  # noqa: S101 - a measurement of something else is worse than none
     return tokens / (time.perf_counter() - started)
 
 
-def _ours(engine_settings: EngineSettings, engine: Engine, limits: list[int]) -> float:
+def _ours(engine_settings: EngineSettings, engine: Engine, lengths: list[int]) -> float:
     """From plan rows to parts committed in the ledger."""
     with tempfile.TemporaryDirectory(prefix="prebake-bench-") as folder:
-        route = Route(name="bench", scope="shared", night=Night(temperature=0))
+        route = Route(name=ROUTE, scope="shared", night=Night(temperature=0))
         settings = Settings(store=Store(root=folder), engine=engine_settings, routes=(route,))
         with open_store(settings) as store:
-            rows = [_row(n, limit) for n, limit in enumerate(limits)]
-            store.plan.append(pa.Table.from_pylist(rows, PLAN.schema))
-            store.ledger.add_shards("bench", Counter(row["shard_id"] for row in rows))
+            add_plan(store, "bench", [_prompt(number, length) for number, length in enumerate(lengths)])
             started = time.perf_counter()
             report = bake(store, settings, "bench", run_id="bench", owner="bench", engine=engine)
             seconds = time.perf_counter() - started
-            assert store.ledger.progress("bench").rows == len(limits)  # noqa: S101
-    assert report.completion_tokens == sum(limits)  # noqa: S101
+            assert store.ledger.progress("bench").rows == len(lengths)  # noqa: S101
+    assert report.completion_tokens == sum(lengths)  # noqa: S101
     return report.completion_tokens / seconds
 
 
-def _row(number: int, limit: int) -> dict[str, Any]:
-    params = {"max_tokens": limit, "ignore_eos": True}
-    request = orjson.dumps({"messages": _messages(number), "model": "bench", "params": params}).decode()
-    return {
-        "day": date(2026, 1, 1),
-        "plan_id": "bench",
-        "fingerprint": sha256(request.encode()).digest()[:16],
-        "route": "bench",
-        "scope": "shared",
-        "request": request,
-        "prompt": "",
-        "requests": 1,
-        "users": 1,
-        "tenants": 1,
-        "expected_hits": 1.0,
-        "value_usd": 1.0,
-        "cost_usd": 1.0,
-        "gpu_s": 1.0,
-        "decision": "bake",
-        "reason": "",
-        "shard_id": number // SHARD,
-        "position": number % SHARD,
-    }
+def _prompt(number: int, length: int) -> dict[str, Any]:
+    return {"messages": messages(number), "params": {"max_tokens": length, "ignore_eos": True}}
