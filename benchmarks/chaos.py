@@ -74,7 +74,7 @@ def _settings(folder: Path) -> Settings:
     model = make_tiny_model(folder / "model")
     return Settings(
         store=StoreSettings(root=str(folder / "store")),
-        engine=EngineSettings(model=str(model), args=ARGS, flush_s=1.0, lease_s=10.0),
+        engine=EngineSettings(model=str(model), args=ARGS, flush_s=1.0, partials_s=1.0, lease_s=10.0),
         capacity=Capacity(cloud="aws"),
         routes=(Route(name=ROUTE, scope="shared", night=Night(temperature=0)),),
     )
