@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, case, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -24,6 +24,9 @@ from storage.ledger_database import PATIENCE_S, LedgerDatabase
 from storage.locks import HeldLock, hold_lock
 
 RunStatus = Literal["running", "completed", "stopped", "failed"]
+
+LONGEST_LEASE_S: Final = 3600.0
+"""No lease is longer: one that seems to be was given before the clock was set back, and is as good as run out."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,11 @@ class Ledger:
         return self._database.read(work)
 
     def take_shard(self, plan_id: str, owner: str, lease_s: float) -> Lease | None:
-        """Lease the next shard: one that nobody has, else one whose lease ran out; None if there is neither."""
+        """Lease the next shard: one that nobody has, else one whose lease ran out; None if there is neither.
+
+        ``lease_s`` above LONGEST_LEASE_S is cut to it.
+        """
+        lease_s = min(lease_s, LONGEST_LEASE_S)
 
         def work(connection: Connection) -> Lease | None:
             now = self._database.now(connection)
@@ -278,7 +285,8 @@ def _sum(column: Any) -> Any:
 
 def _free(now: datetime) -> ColumnElement[bool]:
     shards = schema.shards.c
-    return or_(shards.status == "pending", and_(shards.status == "leased", shards.lease_until < now))
+    over = or_(shards.lease_until < now, shards.lease_until > now + timedelta(seconds=LONGEST_LEASE_S))
+    return or_(shards.status == "pending", and_(shards.status == "leased", over))
 
 
 def _is(lease: Lease) -> ColumnElement[bool]:

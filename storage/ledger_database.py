@@ -32,6 +32,15 @@ PATIENCE_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 5.0
 _MIGRATION_LOCK: Final = 0x707265_62616B65  # "prebake": an arbitrary number for PostgreSQL's advisory lock
 
+# A server whose machine vanished answers nothing, not even that it is gone: give such a connection up by time.
+_POSTGRES: Final = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +60,7 @@ class LedgerDatabase:
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
-        return create_engine(self._url, pool_pre_ping=True, pool_recycle=1800, connect_args={"connect_timeout": 10})
+        return create_engine(self._url, pool_pre_ping=True, pool_recycle=1800, connect_args=_POSTGRES)
 
     def migrate(self) -> None:
         """Make or upgrade the tables; several processes may call it at once. StorageError if a newer prebake did."""
