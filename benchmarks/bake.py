@@ -48,28 +48,29 @@ def run(size: int = 2000, *, model: str = "", rounds: int = ROUNDS, supervised: 
         from engine.vllm_engine import VllmEngine
 
         llm = LLM(model=settings.model, **ARGS)
-        ours = VllmEngine(settings, llm)
-        even, ragged = limits(size, lambda chance: chance.randint(8, 64)), limits(size, uneven(3.2, 1.1, 400))
+        engine = VllmEngine(settings, llm)
+        even = _prompts(limits(size, lambda chance: chance.randint(8, 64)))
+        ragged = _prompts(limits(size, uneven(3.2, 1.1, 400)))
         contestants: dict[str, Callable[[], float]] = {
-            "vllm": lambda: _bare(llm, even, size),
-            "ours": lambda: _ours(settings, ours, even),
-            "chunked": lambda: _bare(llm, ragged, CHUNK),
-            "ours_uneven": lambda: _ours(settings, ours, ragged),
+            "vllm": lambda: bare(llm, even, size),
+            "ours": lambda: ours(settings, engine, even),
+            "chunked": lambda: bare(llm, ragged, CHUNK),
+            "ours_uneven": lambda: ours(settings, engine, ragged),
         }
         with _beside(settings, supervised) as other:
             if other is not None:
-                contestants["supervised"] = lambda: _ours(settings, other, even)
+                contestants["supervised"] = lambda: ours(settings, other, even)
             for contestant in contestants.values():
                 contestant()  # the first generation of a process compiles
             speeds = interleaved(contestants, rounds)
-        ours.close()
+        engine.close()
     ratios = {
         "ratio_vllm": speeds["ours"] / speeds["vllm"],
         "ratio_chunked": speeds["ours_uneven"] / speeds["chunked"],
     }
     if supervised:
         ratios["ratio_supervised"] = speeds["supervised"] / speeds["vllm"]
-    sizes = {"prompts": size, "tokens": sum(even), "tokens_uneven": sum(ragged), "rounds": rounds}
+    sizes = {"prompts": size, "tokens": _tokens(even), "tokens_uneven": _tokens(ragged), "rounds": rounds}
     return Measured(ratios, sizes, {f"{name}_tokens_per_s": speed for name, speed in speeds.items()})
 
 
@@ -87,33 +88,41 @@ def _beside(settings: EngineSettings, supervised: bool) -> Iterator[Engine | Non
         engine.close()
 
 
-def _bare(llm: Any, lengths: list[int], chunk: int) -> float:
+def bare(llm: Any, prompts: list[dict[str, Any]], chunk: int) -> float:
+    """Tokens per second of ``LLM.chat``, called for that many prompts at a time."""
     from vllm import SamplingParams
 
     started, tokens = time.perf_counter(), 0
-    for start in range(0, len(lengths), chunk):
-        part = range(start, min(start + chunk, len(lengths)))
-        params = [SamplingParams(temperature=0, max_tokens=lengths[n], ignore_eos=True) for n in part]
-        outputs = llm.chat([messages(n) for n in part], params, use_tqdm=False)
+    for start in range(0, len(prompts), chunk):
+        part = prompts[start : start + chunk]
+        params = [SamplingParams(temperature=0, **prompt["params"]) for prompt in part]
+        outputs = llm.chat([prompt["messages"] for prompt in part], params, use_tqdm=False)
         tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
-    assert tokens == sum(lengths)  # noqa: S101 - a measurement of something else is worse than none
+    assert tokens == _tokens(prompts)  # noqa: S101 - a measurement of something else is worse than none
     return tokens / (time.perf_counter() - started)
 
 
-def _ours(engine_settings: EngineSettings, engine: Engine, lengths: list[int]) -> float:
-    """From plan rows to parts committed in the ledger."""
+def ours(engine_settings: EngineSettings, engine: Engine, prompts: list[dict[str, Any]]) -> float:
+    """Tokens per second from plan rows to parts committed in the ledger."""
     with tempfile.TemporaryDirectory(prefix="prebake-bench-") as folder:
         route = Route(name=ROUTE, scope="shared", night=Night(temperature=0))
         settings = Settings(store=Store(root=folder), engine=engine_settings, routes=(route,))
         with open_store(settings) as store:
-            add_plan(store, "bench", [_prompt(number, length) for number, length in enumerate(lengths)])
+            add_plan(store, "bench", prompts)
             started = time.perf_counter()
             report = bake(store, settings, "bench", run_id="bench", owner="bench", engine=engine)
             seconds = time.perf_counter() - started
-            assert store.ledger.progress("bench").rows == len(lengths)  # noqa: S101
-    assert report.completion_tokens == sum(lengths)  # noqa: S101
+            assert store.ledger.progress("bench").rows == len(prompts)  # noqa: S101
+    assert report.completion_tokens == _tokens(prompts)  # noqa: S101
     return report.completion_tokens / seconds
 
 
-def _prompt(number: int, length: int) -> dict[str, Any]:
-    return {"messages": messages(number), "params": {"max_tokens": length, "ignore_eos": True}}
+def _prompts(lengths: list[int]) -> list[dict[str, Any]]:
+    return [
+        {"messages": messages(number), "params": {"max_tokens": length, "ignore_eos": True}}
+        for number, length in enumerate(lengths)
+    ]
+
+
+def _tokens(prompts: list[dict[str, Any]]) -> int:
+    return sum(prompt["params"]["max_tokens"] for prompt in prompts)

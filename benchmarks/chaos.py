@@ -45,7 +45,7 @@ from storage.store import Store, open_store
 from tests.tiny_model import make_tiny_model
 
 KILLS = 100
-PROMPTS = 2000
+PROMPTS_PER_KILL = 20
 WORKERS = 2
 SHARD = 50
 # Four answers at a time: the tiny model is so fast that the night would be over before it could be disturbed.
@@ -61,12 +61,12 @@ TARGETS = ("worker", "engine", "core")
 _SAME = ("status", "finish_reason", "completion_tokens", "message")
 
 
-def run(size: int = KILLS, *, prompts: int = PROMPTS, seed: int = 0) -> Measured:
-    """Kill ``size`` times; with another night of the same prompts if one is over before."""
+def run(size: int = KILLS, *, prompts: int = 0, seed: int = 0) -> Measured:
+    """Kill ``size`` times in a night of ``prompts`` (0: twenty a kill), or in several if one is over before."""
     with tempfile.TemporaryDirectory(prefix="prebake-chaos-") as folder:
         settings = _settings(Path(folder))
         with open_store(settings) as store:
-            chaos = _Chaos(store, settings, Path(folder), prompts, size, random.Random(seed))
+            chaos = _Chaos(store, settings, Path(folder), prompts or PROMPTS_PER_KILL * size, size, random.Random(seed))
             return chaos.play()
 
 
