@@ -148,22 +148,25 @@ class Life:
                 return lambda: [process for process in _living() if process in group]
         return None
 
-    def notice(self, *, metadata: bool) -> None:
-        """Tell it to stop, wait until it has ended, and look whether it was durable then."""
+    def notice(self, *, metadata: bool) -> bool:
+        """Tell it to stop, wait until it has ended, and look whether it was durable then; False if it was not told."""
         if metadata:
             self._metadata.items[_NOTICE] = '{"action": "terminate", "time": "2026-01-05T03:02:00Z"}'
-            asked = self._metadata.asked.count(_NOTICE)
-            while self._metadata.asked.count(_NOTICE) == asked and self.exit_code is None:
+            while _NOTICE not in self._metadata.told and self.exit_code is None:
                 time.sleep(_LOOK_S)
+            told_s = self._metadata.told.get(_NOTICE)
         else:
+            told_s = time.monotonic()
             self._process.send_signal(signal.SIGTERM)
-        told_s = time.monotonic()
+        if told_s is None:  # it was done, and ended before it asked
+            return False
         if self.sleep(_LONGEST_S):
             self.kill()
         self.durable_s = time.monotonic() - told_s
         with closing(sqlite3.connect(f"file:{self._ledger}?mode=ro", uri=True, timeout=30)) as ledger:
             query = "SELECT count(*) FROM shards WHERE owner = ? AND status = 'leased'"
             self.leases_kept = ledger.execute(query, [self.name]).fetchone()[0]
+        return True
 
 
 class Orphans:

@@ -145,7 +145,7 @@ class _Chaos:
     def _failed(self) -> bool:
         # Whatever keeps workers from baking at all must end the benchmark, not start workers for ever.
         last = self._lives[-5:]
-        return len(last) == 5 and all(life.exit_code not in (None, 0, -9, 130) for life in last)
+        return len(last) == 5 and all(life.exit_code not in (None, 0, -9, -15, 130) for life in last)
 
     def _trouble(self, life: Life) -> None:
         """At most one kill -9; after one that the worker survives, a notice."""
@@ -171,7 +171,8 @@ class _Chaos:
         if not life.sleep(self._moment(life)):
             return self._return_kill()
         way = self._chance.choice(("sigterm", "metadata"))
-        life.notice(metadata=way == "metadata")
+        if not life.notice(metadata=way == "metadata"):
+            return self._return_kill()
         return self._count(f"notice_{way}")
 
     def _moment(self, life: Life) -> float:
