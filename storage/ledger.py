@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, case, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -20,13 +20,10 @@ from sqlalchemy.engine import URL
 
 from prebake.errors import ConflictError, LeaseLostError
 from storage import ledger_schema as schema
-from storage.ledger_database import PATIENCE_S, LedgerDatabase
+from storage.ledger_database import LONGEST_LEASE_S, PATIENCE_S, LedgerDatabase
 from storage.locks import HeldLock, hold_lock
 
 RunStatus = Literal["running", "completed", "stopped", "failed"]
-
-LONGEST_LEASE_S: Final = 3600.0
-"""No lease is longer: one that seems to be was given before the clock was set back, and is as good as run out."""
 
 
 @dataclass(frozen=True)

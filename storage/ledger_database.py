@@ -29,6 +29,9 @@ T = TypeVar("T")
 PATIENCE_S: Final = 60.0
 """How long a database that is away or locked is waited for, in seconds."""
 
+LONGEST_LEASE_S: Final = 3600.0
+"""No lease is longer: one that seems to be was given before the clock was set back, and is as good as run out."""
+
 _LONGEST_PAUSE_S: Final = 5.0
 _MIGRATION_LOCK: Final = 0x707265_62616B65  # "prebake": an arbitrary number for PostgreSQL's advisory lock
 
