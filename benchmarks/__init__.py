@@ -1,7 +1,8 @@
 """Benchmarks: prebake beside the plain tool for the same job, on the same data, in one run.
 
-Each module here but ``__main__`` is one benchmark: ``run(size=...)`` returns what it measured, and the first line of
-its docstring says what that is. Run them by ``python -m benchmarks NAME``.
+Each module here whose name begins with a letter is one benchmark: ``run(size=...)`` returns what it measured, and the
+first line of its docstring says what that is; ``unavailable()``, where there is one, why this machine cannot run it.
+Run them by ``python -m benchmarks NAME``.
 """
 
 from __future__ import annotations

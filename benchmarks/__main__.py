@@ -30,6 +30,11 @@ def main() -> int:
     chosen = names() if arguments.name == "all" else [arguments.name]
     results = {}
     for name in chosen:
+        if reason := _unavailable(name):
+            print(f"benchmark {name}: {reason}", file=sys.stderr)
+            if arguments.name == "all":
+                continue
+            return 1
         options: dict[str, Any] = {"size": arguments.size} if arguments.size else {}
         if arguments.traces and name == "spot":
             options["traces"] = arguments.traces
@@ -40,6 +45,12 @@ def main() -> int:
         alone = results[chosen[0]] if arguments.name != "all" else results
         print(json.dumps({"benchmark": arguments.name, **alone, "machine": machine()}))
     return 0
+
+
+def _unavailable(name: str) -> str:
+    """Why it cannot run on this machine; empty where it can, as most can everywhere."""
+    reason: str = getattr(import_module(f"benchmarks.{name}"), "unavailable", str)()
+    return reason
 
 
 def _as_json(measured: Measured) -> dict[str, Any]:

@@ -1,11 +1,15 @@
-"""A plan of one shared route, for benchmarks that bake: its rows as the plan step writes them, baked into parts."""
+"""Plans for benchmarks that bake: prompts of a help desk, as the rows and shards that the plan step would leave.
+
+A prompt is a dictionary with ``messages`` and ``params``, as a request has them.
+"""
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from hashlib import sha256
@@ -24,18 +28,42 @@ from storage.store import Store, open_store
 from tasks.bake import BakeReport, bake
 
 PLAN_ID = "bench"
+ROUTE = Route(name="bench", scope="shared", night=Night(temperature=0))
 SHARD = 256
+_TEXT = "how do I reset my password where can find the invoice of France city river quick brown fox"
 
 
-def plan_row(place: int, messages: list[dict[str, str]], limit: int) -> dict[str, Any]:
-    """The row of a prompt at that place in the night, whose answer has exactly ``limit`` tokens."""
-    params = {"max_tokens": limit, "ignore_eos": True}
-    request = orjson.dumps({"messages": messages, "model": "bench", "params": params}).decode()
+def messages(number: int) -> list[dict[str, str]]:
+    """What prompt ``number`` asks; no two are the same."""
+    chance = random.Random(number)
+    text = " ".join(chance.choices(_TEXT.split(), k=chance.randint(5, 40)))
+    return [{"role": "system", "content": "You are a help desk."}, {"role": "user", "content": f"{text} {number}"}]
+
+
+def prompt_of(messages: list[dict[str, str]], limit: int) -> dict[str, Any]:
+    """A prompt whose answer has exactly ``limit`` tokens."""
+    return {"messages": messages, "params": {"max_tokens": limit, "ignore_eos": True}}
+
+
+def limits(size: int, draw: Callable[[random.Random], int]) -> list[int]:
+    """So many answer lengths in tokens, the same ones each time."""
+    chance = random.Random(7)
+    return [draw(chance) for _ in range(size)]
+
+
+def uneven(mean_log: float, sigma: float, most: int) -> Callable[[random.Random], int]:
+    """Lengths of real answers are roughly log-normal: many short ones, a few that reach the limit."""
+    return lambda chance: max(4, min(most, int(chance.lognormvariate(mean_log, sigma))))
+
+
+def plan_row(place: int, prompt: dict[str, Any], *, plan_id: str = PLAN_ID, shard_size: int = SHARD) -> dict[str, Any]:
+    """The row of a prompt at that place in the night."""
+    request = orjson.dumps({"model": "bench", **prompt}).decode()
     return {
         "day": date(2026, 1, 1),
-        "plan_id": PLAN_ID,
+        "plan_id": plan_id,
         "fingerprint": sha256(request.encode()).digest()[:16],
-        "route": "bench",
+        "route": ROUTE.name,
         "scope": "shared",
         "request": request,
         "prompt": "",
@@ -48,17 +76,24 @@ def plan_row(place: int, messages: list[dict[str, str]], limit: int) -> dict[str
         "gpu_s": 1.0,
         "decision": "bake",
         "reason": "",
-        "shard_id": place // SHARD,
-        "position": place % SHARD,
+        "shard_id": place // shard_size,
+        "position": place % shard_size,
     }
+
+
+def add_plan(store: Store, plan_id: str, prompts: Sequence[dict[str, Any]], *, shard_size: int) -> list[bytes]:
+    """Plan these prompts; returns their fingerprints in order."""
+    rows = [plan_row(n, prompt, plan_id=plan_id, shard_size=shard_size) for n, prompt in enumerate(prompts)]
+    store.plan.append(pa.Table.from_pylist(rows, PLAN.schema))
+    store.ledger.add_shards(plan_id, Counter(row["shard_id"] for row in rows))
+    return [row["fingerprint"] for row in rows]
 
 
 @contextmanager
 def planned(engine: EngineSettings, batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[Store, Settings]]:
     """A store on a temporary folder with these rows of the plan table in it, and their shards in the ledger."""
     with tempfile.TemporaryDirectory(prefix="prebake-bench-") as folder:
-        route = Route(name="bench", scope="shared", night=Night(temperature=0))
-        settings = Settings(store=StoreSettings(root=folder), engine=engine, routes=(route,))
+        settings = Settings(store=StoreSettings(root=folder), engine=engine, routes=(ROUTE,))
         with open_store(settings) as store:
             shards = Counter[int]()
 

@@ -8,7 +8,6 @@ as ``ratio_vllm``, but ours with the engine in its own process, as a night runs 
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import Measured, interleaved
-from benchmarks._plan import bake_plan, plan_row
+from benchmarks._plan import bake_plan, limits, messages, plan_row, prompt_of, uneven
 from engine import Engine, open_engine
 from prebake.settings import Engine as EngineSettings
 
@@ -32,7 +31,6 @@ ARGS = {
     "enable_prefix_caching": False,
     "disable_log_stats": True,
 }
-_TEXT = "how do I reset my password where can find the invoice of France city river quick brown fox"
 
 
 def run(size: int = 2000, *, model: str = "", rounds: int = ROUNDS, supervised: bool = True) -> Measured:
@@ -46,28 +44,29 @@ def run(size: int = 2000, *, model: str = "", rounds: int = ROUNDS, supervised: 
         from engine.vllm_engine import VllmEngine
 
         llm = LLM(model=settings.model, **ARGS)
-        ours = VllmEngine(settings, llm)
-        even, uneven = _limits(size, lambda r: r.randint(8, 64)), _limits(size, _uneven)
+        engine = VllmEngine(settings, llm)
+        even = _prompts(limits(size, lambda chance: chance.randint(8, 64)))
+        ragged = _prompts(limits(size, uneven(3.2, 1.1, 400)))
         contestants: dict[str, Callable[[], float]] = {
-            "vllm": lambda: _bare(llm, even, size),
-            "ours": lambda: _ours(settings, ours, even),
-            "chunked": lambda: _bare(llm, uneven, CHUNK),
-            "ours_uneven": lambda: _ours(settings, ours, uneven),
+            "vllm": lambda: bare(llm, even, size),
+            "ours": lambda: ours(settings, engine, even),
+            "chunked": lambda: bare(llm, ragged, CHUNK),
+            "ours_uneven": lambda: ours(settings, engine, ragged),
         }
         with _beside(settings, supervised) as other:
             if other is not None:
-                contestants["supervised"] = lambda: _ours(settings, other, even)
+                contestants["supervised"] = lambda: ours(settings, other, even)
             for contestant in contestants.values():
                 contestant()  # the first generation of a process compiles
             speeds = interleaved(contestants, rounds)
-        ours.close()
+        engine.close()
     ratios = {
         "ratio_vllm": speeds["ours"] / speeds["vllm"],
         "ratio_chunked": speeds["ours_uneven"] / speeds["chunked"],
     }
     if supervised:
         ratios["ratio_supervised"] = speeds["supervised"] / speeds["vllm"]
-    sizes = {"prompts": size, "tokens": sum(even), "tokens_uneven": sum(uneven), "rounds": rounds}
+    sizes = {"prompts": size, "tokens": _tokens(even), "tokens_uneven": _tokens(ragged), "rounds": rounds}
     return Measured(ratios, sizes, {f"{name}_tokens_per_s": speed for name, speed in speeds.items()})
 
 
@@ -85,37 +84,31 @@ def _beside(settings: EngineSettings, supervised: bool) -> Iterator[Engine | Non
         engine.close()
 
 
-def _limits(size: int, draw: Callable[[random.Random], int]) -> list[int]:
-    chance = random.Random(7)
-    return [draw(chance) for _ in range(size)]
-
-
-def _uneven(chance: random.Random) -> int:
-    # Lengths of real answers are roughly log-normal: many short ones, a few that reach the limit.
-    return max(4, min(400, int(chance.lognormvariate(3.2, 1.1))))
-
-
-def _messages(number: int) -> list[dict[str, str]]:
-    chance = random.Random(number)
-    text = " ".join(chance.choices(_TEXT.split(), k=chance.randint(5, 40)))
-    return [{"role": "system", "content": "You are a help desk."}, {"role": "user", "content": f"{text} {number}"}]
-
-
-def _bare(llm: Any, limits: list[int], chunk: int) -> float:
+def bare(llm: Any, prompts: list[dict[str, Any]], chunk: int) -> float:
+    """Tokens per second of ``LLM.chat``, called for that many prompts at a time."""
     from vllm import SamplingParams
 
     started, tokens = time.perf_counter(), 0
-    for start in range(0, len(limits), chunk):
-        part = range(start, min(start + chunk, len(limits)))
-        params = [SamplingParams(temperature=0, max_tokens=limits[n], ignore_eos=True) for n in part]
-        outputs = llm.chat([_messages(n) for n in part], params, use_tqdm=False)
+    for start in range(0, len(prompts), chunk):
+        part = prompts[start : start + chunk]
+        params = [SamplingParams(temperature=0, **prompt["params"]) for prompt in part]
+        outputs = llm.chat([prompt["messages"] for prompt in part], params, use_tqdm=False)
         tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
-    assert tokens == sum(limits)  # noqa: S101 - a measurement of something else is worse than none
+    assert tokens == _tokens(prompts)  # noqa: S101 - a measurement of something else is worse than none
     return tokens / (time.perf_counter() - started)
 
 
-def _ours(settings: EngineSettings, engine: Engine, limits: list[int]) -> float:
-    rows = [plan_row(number, _messages(number), limit) for number, limit in enumerate(limits)]
-    report, seconds = bake_plan(settings, engine, rows)
-    assert report.completion_tokens == sum(limits)  # noqa: S101
+def ours(engine_settings: EngineSettings, engine: Engine, prompts: list[dict[str, Any]]) -> float:
+    """Tokens per second from plan rows to parts committed in the ledger."""
+    rows = [plan_row(place, prompt) for place, prompt in enumerate(prompts)]
+    report, seconds = bake_plan(engine_settings, engine, rows)
+    assert report.completion_tokens == _tokens(prompts)  # noqa: S101
     return report.completion_tokens / seconds
+
+
+def _prompts(lengths: list[int]) -> list[dict[str, Any]]:
+    return [prompt_of(messages(number), length) for number, length in enumerate(lengths)]
+
+
+def _tokens(prompts: list[dict[str, Any]]) -> int:
+    return sum(prompt["params"]["max_tokens"] for prompt in prompts)

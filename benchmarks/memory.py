@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks import Measured
-from benchmarks._plan import PLAN_ID, plan_row, planned
+from benchmarks._plan import PLAN_ID, plan_row, planned, prompt_of
 from engine import Completion, Prompt, Status
 from prebake.settings import Engine as EngineSettings
 from prebake.settings import Settings
@@ -40,6 +40,7 @@ class InstantEngine:
 
     model = "instant"
     capacity = 512
+    restarts = 0
 
     def __init__(self) -> None:
         self._waiting: deque[Prompt] = deque()
@@ -108,7 +109,8 @@ def _rows(prompts: int) -> Iterator[pa.RecordBatch]:
     chance = random.Random(7)
     for start in range(0, prompts, _BATCH):
         places = range(start, min(start + _BATCH, prompts))
-        yield pa.RecordBatch.from_pylist([plan_row(n, _messages(n), chance.randint(1, 2)) for n in places], PLAN.schema)
+        rows = [plan_row(n, prompt_of(_messages(n), chance.randint(1, 2))) for n in places]
+        yield pa.RecordBatch.from_pylist(rows, PLAN.schema)
 
 
 def _messages(number: int) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from benchmarks import Measured, interleaved
-from benchmarks._plan import bake_plan, plan_row
+from benchmarks._plan import bake_plan, plan_row, prompt_of
 from engine import Engine, Prompt
 from prebake.settings import Engine as EngineSettings
 from tasks.order import order, prefix_key, shared_blocks
@@ -175,7 +175,7 @@ def _request(one: _Asked) -> str:
 
 
 def _bake(settings: EngineSettings, engine: Engine, asked: Sequence[_Asked]) -> float:
-    rows = [plan_row(place, one.messages, one.tokens) for place, one in enumerate(asked)]
+    rows = [plan_row(place, prompt_of(one.messages, one.tokens)) for place, one in enumerate(asked)]
     report, seconds = bake_plan(settings, engine, rows)
     assert report.completion_tokens == sum(one.tokens for one in asked)  # noqa: S101
     return seconds
@@ -204,4 +204,5 @@ def _most_hits(llm: Any, log: Sequence[_Asked]) -> int:
             prefix = hash((prefix, tuple(ids[start : start + size])))
             there[prefix] += 1
             found[prefix] += start + size < len(ids)
-    return size * sum(min(count, there[prefix] - 1) for prefix, count in found.items())
+    shared: int = sum(min(count, there[prefix] - 1) for prefix, count in found.items())
+    return size * shared

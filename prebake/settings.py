@@ -138,7 +138,10 @@ class Engine(Section):
         description="Tokens of unfinished answers are kept safe this often too, in s; 0: at a notice alone.",
     )
     lease_s: float = Field(
-        default=60.0, gt=0, description="A shard whose worker is silent for this long goes to another one, in s."
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="A shard whose worker is silent for this long goes to another one, in s.",
     )
     stall_s: float = Field(
         default=300.0, gt=0, description="An engine that makes no step for this long is started anew, in s."

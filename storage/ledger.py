@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL
 
 from prebake.errors import ConflictError, LeaseLostError
 from storage import ledger_schema as schema
-from storage.ledger_database import PATIENCE_S, LedgerDatabase
+from storage.ledger_database import LONGEST_LEASE_S, PATIENCE_S, LedgerDatabase
 from storage.locks import HeldLock, hold_lock
 
 RunStatus = Literal["running", "completed", "stopped", "failed"]
@@ -160,7 +160,11 @@ class Ledger:
         return self._database.read(work)
 
     def take_shard(self, plan_id: str, owner: str, lease_s: float) -> Lease | None:
-        """Lease the next shard: one that nobody has, else one whose lease ran out; None if there is neither."""
+        """Lease the next shard: one that nobody has, else one whose lease ran out; None if there is neither.
+
+        ``lease_s`` above LONGEST_LEASE_S is cut to it.
+        """
+        lease_s = min(lease_s, LONGEST_LEASE_S)
 
         def work(connection: Connection) -> Lease | None:
             now = self._database.now(connection)
@@ -278,7 +282,8 @@ def _sum(column: Any) -> Any:
 
 def _free(now: datetime) -> ColumnElement[bool]:
     shards = schema.shards.c
-    return or_(shards.status == "pending", and_(shards.status == "leased", shards.lease_until < now))
+    over = or_(shards.lease_until < now, shards.lease_until > now + timedelta(seconds=LONGEST_LEASE_S))
+    return or_(shards.status == "pending", and_(shards.status == "leased", over))
 
 
 def _is(lease: Lease) -> ColumnElement[bool]:

@@ -29,8 +29,20 @@ T = TypeVar("T")
 PATIENCE_S: Final = 60.0
 """How long a database that is away or locked is waited for, in seconds."""
 
+LONGEST_LEASE_S: Final = 3600.0
+"""No lease is longer: one that seems to be was given before the clock was set back, and is as good as run out."""
+
 _LONGEST_PAUSE_S: Final = 5.0
 _MIGRATION_LOCK: Final = 0x707265_62616B65  # "prebake": an arbitrary number for PostgreSQL's advisory lock
+
+# A server whose machine vanished answers nothing, not even that it is gone: give such a connection up by time.
+_POSTGRES: Final = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +63,7 @@ class LedgerDatabase:
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
-        return create_engine(self._url, pool_pre_ping=True, pool_recycle=1800, connect_args={"connect_timeout": 10})
+        return create_engine(self._url, pool_pre_ping=True, pool_recycle=1800, connect_args=_POSTGRES)
 
     def migrate(self) -> None:
         """Make or upgrade the tables; several processes may call it at once. StorageError if a newer prebake did."""

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prebake.errors import BusyError, LeaseLostError, StorageError
-from storage.ledger_database import LedgerDatabase
+from storage.ledger_database import LONGEST_LEASE_S, LedgerDatabase
 from storage.ledger_schema import locks
 
 _POLL_S = 1.0
@@ -96,8 +96,10 @@ def _try_to_take(database: LedgerDatabase, connection: Connection, values: dict[
         .on_conflict_do_update(
             index_elements=["name"],
             set_=row,
-            # The second alternative: this very call, tried again after its commit's answer was lost.
-            where=(locks.c.lease_until < now) | (locks.c.token == values["token"]),
+            # The last alternative: this very call, tried again after its commit's answer was lost.
+            where=(locks.c.lease_until < now)
+            | (locks.c.lease_until > now + timedelta(seconds=LONGEST_LEASE_S))
+            | (locks.c.token == values["token"]),
         )
         .returning(locks.c.name)  # psycopg's row count of an INSERT is -1
     )

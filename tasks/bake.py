@@ -182,16 +182,18 @@ class _Baking:
         started = time.monotonic()
         self._kept_s = started
         more = True
-        while not self._stop.requested and (more or engine.in_flight):
-            more = self._fill(engine, feed)
-            if not engine.in_flight and more:
-                self._stop.wait(_WAIT_S)  # others hold the last shards
-            for completion in engine.step() if engine.in_flight else ():
-                self._finish(completion)
-            self._keep_partials(engine)
-            self._writer.check()
-        if engine.in_flight:
-            self._salvage(engine)
+        try:
+            while not self._stop.requested and (more or engine.in_flight):
+                more = self._fill(engine, feed)
+                if not engine.in_flight and more:
+                    self._stop.wait(_WAIT_S)  # others hold the last shards
+                for completion in engine.step() if engine.in_flight else ():
+                    self._finish(completion)
+                self._keep_partials(engine)
+                self._writer.check()
+        finally:  # whatever went wrong: what there is can be gone on from
+            if engine.in_flight:
+                self._salvage(engine)
         self._baked_s = time.monotonic() - started
 
     def _fill(self, engine: Engine, feed: Iterator[_Order | Literal["later"]]) -> bool:
@@ -285,12 +287,12 @@ class _Baking:
             columns = [*_CARRIED, "request", "position"]
             # The system's allocator gives back what Arrow's own keeps for each of its threads, shard after shard.
             rows = plan.to_table(columns, wanted, memory_pool=pa.system_memory_pool()).sort_by("position")
-            done = read_fingerprints(self._store, shard.lease)
-            partials = read_partials(self._store, self._plan_id, shard.lease.shard_id)
+            done = self._writer.patiently(read_fingerprints, self._store, shard.lease)
+            shard.partials = self._writer.patiently(read_partials, self._store, self._plan_id, shard.lease.shard_id)
             left = [row for row in rows.to_pylist() if row["fingerprint"] not in done]
             self._writer.expect(shard, len(left))
             for row in left:
-                yield self._order(shard, row, partials.get(row["fingerprint"]))
+                yield self._order(shard, row, shard.partials.get(row["fingerprint"]))
 
     def _order(self, shard: Shard, row: dict[str, Any], partial: Partial | None) -> _Order:
         try:

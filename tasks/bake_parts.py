@@ -6,6 +6,7 @@ count. A shard whose lease was taken over is dropped: its new holder bakes what 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -28,10 +29,14 @@ from storage.store import Store
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 PARTS: Final = "parts"
 PARTIALS: Final = "partials"
 # How long a store or ledger that is away is waited for, while the engine goes on as far as memory allows.
 _BACK_OFF_S: Final = (0.5, 1, 2, 4, 8, 16, 30)
+# While stopping, waits are no longer than this: the machine may be gone in half a minute.
+_LAST_WAIT_S: Final = 4
 _HELD_FLUSHES: Final = 4
 _PARTIAL_SCHEMA: Final = pa.schema(
     [
@@ -97,7 +102,7 @@ class PartWriter:
 
     def take(self) -> Shard | None:
         """Lease the next shard of the plan, None if none is free."""
-        lease = self._patiently(self._store.ledger.take_shard, self._plan_id, self._owner, self._settings.lease_s)
+        lease = self.patiently(self._store.ledger.take_shard, self._plan_id, self._owner, self._settings.lease_s)
         if lease is None:
             return None
         shard = Shard(lease)
@@ -107,7 +112,7 @@ class PartWriter:
 
     def others(self) -> bool:
         """Whether other workers hold shards of the plan."""
-        leased = self._patiently(self._store.ledger.progress, self._plan_id).leased
+        leased = self.patiently(self._store.ledger.progress, self._plan_id).leased
         with self._changed:
             return leased > len(self._shards)
 
@@ -150,8 +155,9 @@ class PartWriter:
                 thread.join()
         shards, self._shards = list(self._shards.values()), {}
         for shard in shards:
-            with suppress(StorageError):  # an unreachable ledger lets the lease run out
+            with suppress(StorageError):  # the answers in parts count all the same
                 self._keep_partials(shard)
+            with suppress(StorageError):  # an unreachable ledger lets the lease run out
                 self._store.ledger.release(shard.lease)
         self.check()
 
@@ -219,8 +225,8 @@ class PartWriter:
         shard.parts += 1
         self.committed += len(rows)  # before the ledger does, so that they never look like another worker's
         try:
-            self._patiently(self._store.objects.write, part.key, data)
-            self._patiently(self._store.ledger.add_part, shard.lease, part)
+            self.patiently(self._store.objects.write, part.key, data)
+            self.patiently(self._store.ledger.add_part, shard.lease, part)
         except LeaseLostError:
             self.committed -= len(rows)
             self.dropped += len(rows)
@@ -236,7 +242,7 @@ class PartWriter:
         with self._changed:  # first, so that others() never takes another worker's shard for this one
             self._shards.pop(shard.lease.shard_id, None)
         try:
-            self._patiently(self._store.ledger.finish_shard, shard.lease)
+            self.patiently(self._store.ledger.finish_shard, shard.lease)
         except LeaseLostError:
             self._drop(shard)
             return
@@ -268,16 +274,23 @@ class PartWriter:
         if shard.partials and not shard.lost:
             rows = [{"fingerprint": key, **asdict(partial)} for key, partial in shard.partials.copy().items()]
             table = pa.Table.from_pylist(rows, _PARTIAL_SCHEMA)
-            self._store.objects.write(_partials_key(shard.lease.plan_id, shard.lease.shard_id), _parquet(table))
+            key = _partials_key(shard.lease.plan_id, shard.lease.shard_id)
+            self.patiently(self._store.objects.write, key, _parquet(table))
 
-    def _patiently(self, work: Callable[..., T], *args: Any) -> T:
+    def patiently(self, work: Callable[..., T], *args: Any) -> T:
+        """Do it, again and again for a while if the store or the ledger is away; StorageError if they stay so."""
         for wait_s in _BACK_OFF_S:
             try:
                 return work(*args)
             except LeaseLostError:
                 raise
-            except StorageError:
-                if self._stop.wait(wait_s):
+            except StorageError as error:
+                logger.warning("%s; trying again in %g s", error, wait_s)
+                if not self._stop.requested:
+                    self._stop.wait(wait_s)
+                elif wait_s <= _LAST_WAIT_S:
+                    time.sleep(wait_s)
+                else:
                     break
         return work(*args)
 

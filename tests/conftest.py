@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -41,30 +42,58 @@ def store(settings: Settings) -> Iterator[Store]:
         yield opened
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """URL of the superuser's database on a PostgreSQL server of this session's own, on a free port."""
+class PostgresServer:
+    """A PostgreSQL server of our own, on a free port; it may be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._data = folder, str(folder / "data")
+        self._port = free_port()
+        self._user: dict[str, str] = {}
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            shutil.chown(folder, "postgres")
+            self._user = {"user": "postgres"}
+        self._run("initdb", "--pgdata", self._data, "--username", "prebake", "--auth", "trust", "--no-sync")
+
+    @property
+    def url(self) -> str:
+        """Of the superuser's database."""
+        return f"postgresql+psycopg://prebake@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        """Start it; returns when it answers."""
+        sockets = f"-c listen_addresses=127.0.0.1 -c unix_socket_directories={self._folder}"
+        options = f"-p {self._port} {sockets} -c fsync=off"
+        log = str(self._folder / "log")
+        self._run("pg_ctl", "--pgdata", self._data, "--wait", "--log", log, "--options", options, "start")
+
+    def stop(self) -> None:
+        """Stop it as a power cut would."""
+        self._run("pg_ctl", "--pgdata", self._data, "--mode", "immediate", "stop")
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(command, cwd=self._folder, check=True, stdout=subprocess.DEVNULL, timeout=60, **self._user)
+
+
+@contextmanager
+def serve_postgres() -> Iterator[PostgresServer]:
+    """A server that runs, and is gone afterwards with its folder."""
     if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
         pytest.skip("PostgreSQL's initdb and pg_ctl are not on the PATH")
     folder = Path(mkdtemp(prefix="prebake-pg-", dir="/tmp"))
-    user: dict[str, str] = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        shutil.chown(folder, "postgres")
-        user = {"user": "postgres"}
-
-    def run(*command: str) -> None:
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60, **user)
-
-    port = free_port()
-    data = str(folder / "data")
-    run("initdb", "--pgdata", data, "--username", "prebake", "--auth", "trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    run("pg_ctl", "--pgdata", data, "--wait", "--log", str(folder / "log"), "--options", options, "start")
+    server = PostgresServer(folder)
+    server.start()
     try:
-        yield f"postgresql+psycopg://prebake@127.0.0.1:{port}/postgres"
+        yield server
     finally:
-        run("pg_ctl", "--pgdata", data, "--mode", "immediate", "stop")
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of the superuser's database on a PostgreSQL server of this session's own."""
+    with serve_postgres() as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,6 +22,8 @@ class Metadata:
     failures: int = 0
     """How many of the next answers are 503."""
     asked: list[str] = field(default_factory=list)
+    told: dict[str, float] = field(default_factory=dict)
+    """By path: when it was first answered, by the monotonic clock."""
     port: int = 0
 
     @property
@@ -51,6 +54,8 @@ def serve_metadata() -> Iterator[Metadata]:
             if not self._allowed():
                 return self._answer(401 if self.path.startswith("/latest") else 403)
             item = state.items.get(self.path)
+            if item is not None:
+                state.told.setdefault(self.path, time.monotonic())
             return self._answer(404) if item is None else self._answer(200, item)
 
         def _allowed(self) -> bool:
@@ -65,7 +70,8 @@ def serve_metadata() -> Iterator[Metadata]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # whoever asked may be dead by now
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -90,6 +90,16 @@ def test_a_holder_whose_lock_was_taken_is_told_and_does_not_free_it(ledger: Ledg
     engine.dispose()
 
 
+def test_a_lock_that_a_dead_holder_took_before_the_clock_was_set_back_is_free(ledger: Ledger, ledger_url: str) -> None:
+    engine = create_engine(ledger_url)
+    with ledger.lock("night", "dead", 60, 0):
+        with engine.begin() as connection:  # as it looks when the clock has gone back by five hours
+            connection.execute(update(locks).values(lease_until=datetime.now(UTC) + timedelta(hours=5)))
+        with ledger.lock("night", "next", 60, 0) as lock:
+            lock.check()
+    engine.dispose()
+
+
 def test_of_processes_that_come_at_once_one_holds_the_lock_at_a_time(shared: Settings, tmp_path: Path) -> None:
     told = race(
         shared,
