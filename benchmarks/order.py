@@ -204,5 +204,5 @@ def _most_hits(llm: Any, log: Sequence[_Asked]) -> int:
             prefix = hash((prefix, tuple(ids[start : start + size])))
             there[prefix] += 1
             found[prefix] += start + size < len(ids)
-    shared: int = sum(min(count, there[prefix] - 1) for prefix, count in found.items())
-    return size * shared
+    shared: int = size * sum(min(count, there[prefix] - 1) for prefix, count in found.items())
+    return shared
