@@ -10,10 +10,12 @@ from typing import Final
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling, Crashed
+from prefect.states import Cancelling
 from prefect.workers.process import ProcessWorker
+
+from flows.lost_runs import crash_lost, is_alive
 
 SCHEDULED: Final = "nightly/nightly"
 
@@ -52,14 +54,14 @@ class Prefect:
         for schedule in found.schedules:
             self._client.update_deployment_schedule(found.id, schedule.id, active=active)
 
-    def crash_lost_runs(self, pool: str, alive: Callable[[int], bool]) -> None:
-        """Mark the pool's runs whose process is not ``alive`` as crashed: a killed worker leaves them as running."""
-        for run in self._started(pool):
-            if run.infrastructure_pid and not alive(_pid(run.infrastructure_pid)):
-                lost: State[None] = Crashed(
-                    message="its process is gone; what was finished is kept, run it again to go on"
-                )
-                self._client.set_flow_run_state(run.id, lost, force=True)
+    def crash_lost_runs(self, pool: str) -> None:
+        """Mark the pool's runs whose process is gone as crashed: all are this host's; a killed worker leaves them."""
+
+        def lost(run: FlowRun) -> str:
+            gone = run.infrastructure_pid and not is_alive(_pid(run.infrastructure_pid))
+            return "its process is gone" if gone else ""
+
+        crash_lost(self._client, self._started(pool), lost)
 
     def cancel(self, pool: str, ours: Callable[[int], bool], *, within_s: float) -> None:
         """Cancel the pool's runs whose process id is ``ours``, and wait for their end."""
