@@ -127,6 +127,12 @@ class Engine(Section):
     args: dict[str, Any] = Field(
         default_factory=dict, description="vLLM engine arguments, as EngineArgs names them, passed on unchanged."
     )
+    processes: int = Field(
+        default=1,
+        ge=1,
+        description="Engines side by side on one machine (data parallel), each on GPUs of its own: as many as "
+        "tensor_parallel_size times pipeline_parallel_size.",
+    )
     max_in_flight: int = Field(
         default=0, ge=0, description="Requests inside the engine at once; 0: twice its max_num_seqs."
     )

@@ -23,7 +23,8 @@ from prebake.settings import Settings
 from prebake.stop import Stop
 from storage.locks import HeldLock
 from storage.store import Store, open_store
-from tasks.bake import BakeReport, bake
+from tasks.bake import BakeReport
+from tasks.bake_many import bake_many
 from tasks.ingest import IngestReport, ingest
 from tasks.mine import MineReport, mine
 from tasks.plan import PlanReport, plan
@@ -212,7 +213,7 @@ class _Steps:
         ingested = tuple(self._ingest(paths))
         mined = self._step("mine", mine, days=[self._day] if redo.counts else None)
         planned = self._step("plan", plan, self._day, now=now, routes=routes, redo=redo.answers)
-        baked = self._step("bake", bake, planned.plan_id, run_id=self._run_id, owner=owner_name())
+        baked = self._step("bake", bake_many, planned.plan_id, run_id=self._run_id, owner=owner_name())
         published = self._step("publish", publish, run_id=self._run_id, now=datetime.now(UTC))
         page = self._step("report", report, planned.plan_id, self._run_id)
         return NightReport(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,7 +11,8 @@ import typer
 
 from prebake.cli.context import Json, Route, parse_day, progress_for, settings_of
 from prebake.cli.output import show
-from prebake.errors import InputError
+from prebake.errors import InputError, PrebakeError
+from prebake.settings import Settings
 from prebake.stop import stop_on_signals
 
 
@@ -79,21 +80,40 @@ def plan(
 def bake(
     context: typer.Context,
     plan_id: Annotated[str | None, typer.Argument(help="The plan; the newest one if not given.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Engines side by side, each on GPUs of its own; else [engine] processes.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Bake on this Ray cluster: host:port, ray://..., auto, or local for one here.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs of a worker on Ray; else as engine.args say. 0: a CPU each.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Answer a plan's prompts with the model. Stopped or killed, the same command goes on where it was.
 
-    Example: prebake bake
+    Example: prebake bake --workers 4
     """
-    from tasks.bake import bake as step
     from tasks.night import owner_name
 
-    with _step(context, json) as run:
+    if gpus is not None and ray is None:
+        raise typer.BadParameter("it goes with --ray; else engine.args say how many GPUs an engine takes")
+    settings = settings_of(context)
+    if workers is not None:
+        settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"processes": workers})})
+    with _step(context, json, settings) as run, ExitStack() as stack:
         store = run.store
         chosen = plan_id or newest_plan(store)
         run_id = store.ledger.start_run("bake", None, {"plan_id": chosen})
         try:
-            report = run(step, chosen, run_id=run_id, owner=owner_name())
+            if ray is None:
+                from tasks.bake_many import bake_many
+
+                report = run(bake_many, chosen, run_id=run_id, owner=owner_name())
+            else:
+                step = _on_ray(stack, ray)
+                report = run(step, chosen, run_id=run_id, workers=settings.engine.processes, gpus=gpus)
         except BaseException as error:
             store.ledger.finish_run(run_id, "failed", {"error": str(error)})
             raise
@@ -125,6 +145,16 @@ def newest_plan(store: Any) -> str:
     return str(row[0])
 
 
+def _on_ray(stack: ExitStack, address: str) -> Any:
+    """The step that bakes on the Ray cluster at that address, which stays connected until the stack is closed."""
+    try:
+        from tasks.bake_ray import bake_on_ray, ray_cluster
+    except ModuleNotFoundError as error:
+        raise PrebakeError(f"{error.name} is not installed here; install the extra `ray` (see requirements/)") from None
+    stack.enter_context(ray_cluster(address))
+    return bake_on_ray
+
+
 class _Runner:
     """Calls a step with the open store, the settings, the progress display and the stop."""
 
@@ -137,10 +167,10 @@ class _Runner:
 
 
 @contextmanager
-def _step(context: typer.Context, json: bool) -> Iterator[_Runner]:
+def _step(context: typer.Context, json: bool, settings: Settings | None = None) -> Iterator[_Runner]:
     from storage.store import open_store
 
-    settings = settings_of(context)
+    settings = settings or settings_of(context)
     with stop_on_signals() as stop, open_store(settings) as store:
         progress = progress_for(json)
         yield _Runner(
