@@ -29,6 +29,7 @@ from tasks.gpus import environments, visible_gpus
 
 LOOK_S: Final = 1.0
 _STARTS: Final = 4
+_DRAIN_S: Final = 60.0
 
 _logger = logging.getLogger(__name__)
 
@@ -166,7 +167,11 @@ class _Worker:
     def end(self) -> None:
         """Return when the process is gone: it drains when the socket closes."""
         self.connection.close()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=_DRAIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _start(self) -> None:
         self._starts += 1

@@ -37,6 +37,7 @@ from tasks.gpus import gpus_per_engine
 LOCAL: Final = "local"
 # Ray Data adds an actor when each of those it has is given two pieces of work, so there is one to do and one to wait.
 _SLOTS: Final = 2
+_ASK_S: Final = 10.0
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def ray_cluster(address: str, **options: Any) -> Iterator[None]:
     if address == LOCAL:
         options = {"include_dashboard": False} | options
     try:
-        ray.init(address, log_to_driver=False, **options)
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SettingsError(
             f"Ray at {address!r}: cannot be reached: {' '.join(str(error).split())[:300]}; give the address of a "
@@ -115,15 +116,21 @@ class _Flag:
 
 
 class _BakeWorker:
-    """The actor. Each call bakes until the plan is done, so that the second finds nothing left, and loads no engine."""
+    """The actor. Its first call bakes until the plan is done; the others are there so that Ray Data adds actors."""
 
     def __init__(self, job: Job, flag: Any) -> None:
         settings, plan_id, run_id, _ = job
         self._job = (settings, plan_id, run_id, f"{socket.gethostname()}:{os.getpid()}")
         self._flag = flag
+        self._through = False
 
     def __call__(self, slots: dict[str, Any]) -> dict[str, Any]:
-        """One report, or one error, for the slot."""
+        """One report, or one error, for the slot; None if this actor is through."""
+        outcome = None if self._through else self._bake()
+        self._through = True
+        return {"slot": slots["item"], "outcome": np.array([pickle.dumps(outcome)], dtype=object)}
+
+    def _bake(self) -> Outcome:
         stop, over = Stop(), threading.Event()
         listener = threading.Thread(target=self._listen, args=(stop, over), daemon=True)
         listener.start()
@@ -132,7 +139,7 @@ class _BakeWorker:
         listener.join()
         if isinstance(outcome, Interrupted) and not self._told_to_stop():
             os._exit(1)  # this machine's own notice, and all is kept: Ray starts the actor again, elsewhere if it can
-        return {"slot": slots["item"], "outcome": np.array([pickle.dumps(outcome)], dtype=object)}
+        return outcome
 
     def _listen(self, stop: Stop, over: threading.Event) -> None:
         while not over.wait(LOOK_S):
@@ -141,7 +148,7 @@ class _BakeWorker:
 
     def _told_to_stop(self) -> str:
         try:
-            return str(ray.get(self._flag.get.remote()))
+            return str(ray.get(self._flag.get.remote(), timeout=_ASK_S))
         except ActorDiedError:
             return PARENT_GONE
         except RayError:
@@ -149,6 +156,8 @@ class _BakeWorker:
 
 
 def _outcomes(job: Job, flag: Any, workers: int, gpus: int) -> list[Outcome]:
+    shown = ray.data.DataContext.get_current()
+    shown.enable_progress_bars = shown.print_on_execution_start = False  # our own bar counts answers
     slots = ray.data.from_items(list(range(_SLOTS * workers)), override_num_blocks=_SLOTS * workers)
     baked = slots.map_batches(
         _BakeWorker,
@@ -158,7 +167,8 @@ def _outcomes(job: Job, flag: Any, workers: int, gpus: int) -> list[Outcome]:
         # Restarts have no limit, as Ray Data has it: a spot machine that goes away is no failure.
         **({"num_gpus": gpus} if gpus else {"num_cpus": 1}),
     )
-    return [pickle.loads(row["outcome"]) for row in baked.take_all()]
+    outcomes = [pickle.loads(row["outcome"]) for row in baked.take_all()]
+    return [outcome for outcome in outcomes if outcome is not None]
 
 
 @contextmanager

@@ -39,7 +39,9 @@ def workers() -> list[psutil.Process]:
     return [child for child in children if "tasks.bake_process" in child.cmdline()]
 
 
-def test_two_engines_share_a_plan_and_one_that_is_killed_is_started_again(store: Store, settings: Settings) -> None:
+def test_two_engines_share_a_plan_and_one_that_is_killed_is_started_again(
+    store: Store, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     planned = add_plan(store, settings, [question(n, max_tokens=40) for n in range(900)], shard_size=50)
     with ThreadPoolExecutor(1) as thread:
         baking = thread.submit(bake, store, settings)
@@ -52,6 +54,7 @@ def test_two_engines_share_a_plan_and_one_that_is_killed_is_started_again(store:
     progress = store.ledger.progress(PLAN_ID)
     assert (progress.done, progress.leased, progress.pending) == (18, 0, 0)
     assert 0 < report.answers + report.truncated <= 900  # a report has nothing of a worker that died
+    assert "bake worker 0 died with exit code -9; it is started again" in caplog.text
     assert workers() == []
 
 
