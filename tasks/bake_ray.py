@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import ray
 import ray.data
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prebake.errors import EngineError, Interrupted, SettingsError
@@ -94,11 +94,11 @@ def bake_on_ray(
     with followed(store, plan_id, progress or Silent()) as look, _watching(stop, flag, look):
         try:
             outcomes = _outcomes((settings, plan_id, run_id, ""), flag, workers, gpus)
+        except RayTaskError:
+            raise  # a bug of ours: what is foreseen comes back as an outcome
         except RayError as error:
-            said = [line for line in str(error).splitlines() if line.strip()]
-            raise EngineError(
-                f"Ray: the bake failed: {said[-1].strip()[:500] if said else type(error).__name__}"
-            ) from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise EngineError(f"Ray: the bake failed: {reason[:500]}; run it again to go on") from error
     return sum_up(outcomes, time.monotonic() - started)
 
 
