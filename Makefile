@@ -46,8 +46,9 @@ lock: $(VENV)/.uv  ## lock the requirements anew
 	echo uv | $(LOCK) - -o requirements/uv.txt
 	$(LOCK) pyproject.toml -o requirements/base.txt
 	$(LOCK) pyproject.toml --extra flows --extra cpu $(CPU) -o requirements/cpu.txt
-	$(LOCK) pyproject.toml --extra flows --extra cpu --extra dev $(CPU) -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra flows --extra cpu --extra ray --extra dev $(CPU) -o requirements/dev.txt
 	$(LOCK) pyproject.toml --extra flows --extra gpu -o requirements/gpu.txt
+	$(LOCK) pyproject.toml --extra flows --extra gpu --extra ray -o requirements/ray.txt
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) demo build bench-cache *.egg-info

@@ -21,7 +21,7 @@ from flows.lost_runs import crash_lost, died_here
 from prebake.errors import SettingsError
 from prebake.settings import Settings
 from storage.store import Store
-from tasks.machines import Need
+from tasks.plan_watch import Need
 
 _OPEN: Final = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING)
 _BAD: Final = (StateType.FAILED, StateType.CRASHED)

@@ -190,8 +190,9 @@ class Capacity(Section):
 
     workers: Literal["", "processes", "prefect", "groups"] = Field(
         default="",
-        description="Where a night bakes. Empty: in its own process; processes: in worker processes on this machine; "
-        "prefect: in runs of the deployment bake-worker; groups: on the machines of the zones, which it scales.",
+        description="Where a night bakes. Empty: in its own process; processes: in worker processes on this machine, "
+        "each on GPUs of its own; prefect: in runs of the deployment bake-worker; "
+        "groups: on the machines of the zones, which it scales.",
     )
     deployment: str = Field(
         default="bake-worker/bake-worker", description="The Prefect deployment whose runs are the workers."

@@ -16,7 +16,8 @@ from capacity.policy import Limits
 from prebake.errors import SettingsError
 from prebake.settings import Settings
 from storage.store import Store
-from tasks.machines import MakeMachines, Need
+from tasks.machines import MakeMachines
+from tasks.plan_watch import Need
 
 _TRIES: Final = 3
 _POLL_S: Final = 1.0

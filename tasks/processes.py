@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,13 +18,15 @@ import orjson
 from prebake.errors import Interrupted
 from prebake.settings import Settings
 from storage.store import Store
-from tasks.machines import Need
+from tasks.gpus import environments, visible_gpus
+from tasks.plan_watch import Need
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class _Child:
+    slot: int
     process: subprocess.Popen[bytes]
     output: IO[bytes]
 
@@ -34,10 +37,11 @@ class _Child:
 
 
 class Processes:
-    """Workers of one plan on this machine."""
+    """Workers of one plan on this machine, each on GPUs of its own."""
 
     def __init__(self, _store: Store, settings: Settings, plan_id: str, run_id: str) -> None:
         self._settings = _plain(settings)
+        self._environments = environments(settings.engine, visible_gpus(), settings.capacity.max_machines)
         self._command = (sys.executable, "-m", "tasks.worker", plan_id, run_id)
         self._children: list[_Child] = []
 
@@ -45,8 +49,10 @@ class Processes:
         """See ``Machines``."""
         ended = [child for child in self._children if child.process.poll() is not None]
         self._children = [child for child in self._children if child not in ended]
-        while len(self._children) < need.workers:
-            self._children.append(self._start())
+        taken = {child.slot for child in self._children}
+        free = [slot for slot in range(len(self._environments)) if slot not in taken]
+        for slot in free[: max(need.workers - len(taken), 0)]:
+            self._children.append(self._start(slot))
         return [child.last_words() for child in ended if child.process.returncode not in (0, Interrupted.exit_code)]
 
     def running(self) -> int:
@@ -69,17 +75,23 @@ class Processes:
             child.output.close()
         self._children = []
 
-    def _start(self) -> _Child:
+    def _start(self, slot: int) -> _Child:
         """A worker in a session of its own, so that a Ctrl-C in the terminal reaches only the night."""
         output = TemporaryFile()  # noqa: SIM115 - closed when the worker is stopped
         process = subprocess.Popen(
-            self._command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            self._command,
+            cwd=_ROOT,
+            env=os.environ | self._environments[slot],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
         assert process.stdin is not None  # noqa: S101 - as asked for above
         with suppress(BrokenPipeError):  # it died at once: seen when it is tended
             process.stdin.write(self._settings + b"\n")
             process.stdin.flush()
-        return _Child(process, output)
+        return _Child(slot, process, output)
 
 
 def _plain(settings: Settings) -> bytes:

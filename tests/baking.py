@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import date
 from io import BytesIO
 from typing import Any
@@ -72,3 +74,11 @@ def committed(store: Store) -> list[dict[str, Any]]:
 def message(row: dict[str, Any]) -> Any:
     """The assistant message of a row."""
     return orjson.loads(row["message"])
+
+
+def wait_until(reached: Callable[[], bool], *, within_s: float = 1000) -> None:
+    """Until it is so: an engine loads in half a minute on a quiet machine and in many minutes on a busy one."""
+    give_up = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < give_up, "waited too long"
+        time.sleep(0.05)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 
 from prebake.cli.context import Json, Route, parse_day, progress_for, settings_of
 from prebake.cli.output import show
-from prebake.errors import Interrupted
+from prebake.errors import Interrupted, PrebakeError
 from prebake.stop import stop_on_signals
 
 
@@ -79,28 +79,39 @@ def plan(
 def bake(
     context: typer.Context,
     plan_id: Annotated[str | None, typer.Argument(help="The plan; the newest one if not given.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Engines side by side, each on GPUs of its own; on Ray: most."),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Bake on this Ray cluster: host:port, ray://..., auto, or local for one here.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs of a worker on Ray; else as engine.args say. 0: a CPU each.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Answer a plan's prompts with the model. Stopped or killed, the same command goes on where it was.
 
-    Example: prebake bake
+    Example: prebake bake --workers 4
     """
     from storage.catalog import newest_plan
-    from tasks.bake import bake as step
     from tasks.groups import leave
-    from tasks.owner import owner_name
 
-    with _step(context, json) as run:
-        store = run.store
-        chosen = plan_id or newest_plan(store)
-        run_id = store.ledger.start_run("bake", None, {"plan_id": chosen})
+    if gpus is not None and ray is None:
+        raise typer.BadParameter("it goes with --ray; else engine.args say how many GPUs an engine takes")
+    with ExitStack() as stack:
+        run = stack.enter_context(_step(context, json, max_machines=workers))
+        step, options = _on_ray(stack, ray, workers, gpus) if ray else _here(workers)
+        chosen = plan_id or newest_plan(run.store)
+        run_id = run.store.ledger.start_run("bake", None, {"plan_id": chosen})
         try:
-            report = run(step, chosen, run_id=run_id, owner=owner_name())
+            report = run(step, chosen, run_id=run_id, **options)
         except BaseException as error:
             status = "stopped" if isinstance(error, Interrupted) else "failed"
-            store.ledger.finish_run(run_id, status, {"error": str(error)})
+            run.store.ledger.finish_run(run_id, status, {"error": str(error)})
             raise
-        store.ledger.finish_run(run_id, "completed", {})
+        run.store.ledger.finish_run(run_id, "completed", {})
         show("bake", report, json)
     leave(settings_of(context))
 
@@ -119,6 +130,28 @@ def publish(context: typer.Context, json: Json = False) -> None:
         show("publish", report, json)
 
 
+def _here(workers: int | None) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The step that bakes on this machine, in this process or in several of its own."""
+    from tasks.bake import bake as step
+    from tasks.machines import bake_on_machines
+    from tasks.owner import owner_name
+    from tasks.processes import Processes
+
+    return (step, {"owner": owner_name()}) if workers is None else (bake_on_machines, {"make": Processes})
+
+
+def _on_ray(
+    stack: ExitStack, address: str, workers: int | None, gpus: int | None
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The step that bakes on the Ray cluster at that address, which stays connected until the stack is closed."""
+    try:
+        from tasks.bake_ray import bake_on_ray, ray_cluster
+    except ModuleNotFoundError as error:
+        raise PrebakeError(f"{error.name} is not installed here; install the extra `ray` (see requirements/)") from None
+    stack.enter_context(ray_cluster(address))
+    return bake_on_ray, {"workers": workers or 1, "gpus": gpus}
+
+
 class _Runner:
     """Calls a step with the open store, the settings, the progress display and the stop."""
 
@@ -131,10 +164,13 @@ class _Runner:
 
 
 @contextmanager
-def _step(context: typer.Context, json: bool) -> Iterator[_Runner]:
+def _step(context: typer.Context, json: bool, *, max_machines: int | None = None) -> Iterator[_Runner]:
     from storage.store import open_store
 
     settings = settings_of(context)
+    if max_machines is not None:
+        capacity = settings.capacity.model_copy(update={"max_machines": max_machines})
+        settings = settings.model_copy(update={"capacity": capacity})
     with stop_on_signals() as stop, open_store(settings) as store:
         progress = progress_for(json)
         yield _Runner(

@@ -20,8 +20,9 @@ from prebake.settings import Engine as EngineSettings
 from prebake.stop import Stop
 from storage.store import Store, open_store
 from tasks.bake import BakeReport, bake
-from tasks.machines import Need, bake_on_machines
+from tasks.machines import bake_on_machines
 from tasks.night import machines_of
+from tasks.plan_watch import Need
 from tests.baking import PLAN_ID, add_plan, committed, question
 
 
@@ -33,6 +34,7 @@ class Echo:
     gate: threading.Event = field(default_factory=threading.Event)
     prompts: list[Prompt] = field(default_factory=list)
     capacity: int = 4
+    restarts: int = 0
 
     @property
     def in_flight(self) -> int:
