@@ -84,8 +84,8 @@ def bake(
     with ExitStack() as stack:
         stack.enter_context(notices)
         writer = stack.enter_context(PartWriter(store, settings.engine, plan_id, owner, stop))
-        purse = stack.enter_context(Purse(store.ledger, settings, plan_id, run_id, owner))
         pulse = stack.enter_context(PulseTaker(store.ledger, settings, writer, stop, plan_id, run_id, owner))
+        purse = stack.enter_context(Purse(store.ledger, settings, plan_id, run_id, owner, pulse.tally))
         stack.enter_context(serve_metrics(settings.engine, pulse.take))
         stack.enter_context(progress.watch(pulse.take))
         baking = _Baking(store, settings, plan_id, run_id, writer, purse, stop, pulse)
@@ -197,7 +197,6 @@ class _Baking:
         order = self._orders.pop(completion.key)
         self._purse.promise(-order.worst_s)
         self._tally.count(completion)
-        self._purse.count(completion.completion_tokens, completion.resumed_tokens)
         self._writer.put(order.shard, self._answer(order, completion))
 
     def _keep_partials(self, engine: Engine) -> None:

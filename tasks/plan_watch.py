@@ -84,7 +84,9 @@ class PlanWatch:
             seconds_left=seconds_for(plan.answers - plan.rows, self._answers.per_s(now, plan.rows)),
             completion_tokens=tokens,
             resumed_tokens=sum(worker.resumed_tokens for worker in workers),
-            tokens_per_s=self._tokens.per_s(now, tokens) if any(worker.busy_s for worker in workers) else None,
+            tokens_per_s=self._tokens.per_s(now, tokens)
+            if any(worker.alive and worker.busy_s > 0 for worker in workers)
+            else None,
             seconds=now - self._started,
             usd=sum(worker.booked_usd for worker in workers),
             budget_usd=budget_of(self._settings).usd,

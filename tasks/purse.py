@@ -17,6 +17,7 @@ from prebake.errors import Interrupted, StorageError
 from prebake.settings import Settings
 from storage.ledger import Ledger
 from storage.workers import Budget, Done, End
+from tasks.bake_pulse import Tally
 
 _BEATS: Final = 4  # in the time that a silent worker counts as alive
 
@@ -29,7 +30,7 @@ def budget_of(settings: Settings) -> Budget:
 class Purse:
     """The budget as this worker sees it, in GPU seconds: one machine's time, whatever it does with it."""
 
-    def __init__(self, ledger: Ledger, settings: Settings, plan_id: str, run_id: str, owner: str) -> None:
+    def __init__(self, ledger: Ledger, settings: Settings, plan_id: str, run_id: str, owner: str, tally: Tally) -> None:
         self._workers, self._budget = ledger.workers, budget_of(settings)
         self._price, self._lease_s = settings.prices.gpu, settings.engine.lease_s
         self._who = (plan_id, run_id, owner)
@@ -37,7 +38,7 @@ class Purse:
         self._promised_s = 0.0
         self._booked_s = 0.0
         self._busy_since: float | None = None
-        self._counts = [0, 0, 0]
+        self._tally = tally
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="purse", daemon=True)
@@ -81,11 +82,6 @@ class Purse:
         if self._busy_since is None:
             self._busy_since = time.monotonic()
 
-    def count(self, completion_tokens: int, resumed_tokens: int) -> None:
-        """Note one finished answer: by these the night measures how fast its machines are."""
-        for place, more in enumerate((1, completion_tokens, resumed_tokens)):
-            self._counts[place] += more
-
     def usd(self) -> float:
         """Dollars that this worker spent."""
         return self._price.usd(self.spent_s)
@@ -108,7 +104,9 @@ class Purse:
 
     def _done(self) -> Done:
         busy_s = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
-        return Done(busy_s, *self._counts)
+        tally = self._tally
+        answers = tally.answered + tally.truncated + tally.refused
+        return Done(busy_s, answers, tally.completion_tokens, tally.resumed_tokens)
 
     def _end(self, kind: type[BaseException] | None) -> End:
         if kind is not None:
