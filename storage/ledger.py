@@ -22,6 +22,7 @@ from prebake.errors import ConflictError, LeaseLostError
 from storage import ledger_schema as schema
 from storage.ledger_database import LONGEST_LEASE_S, PATIENCE_S, LedgerDatabase
 from storage.locks import HeldLock, hold_lock
+from storage.workers import Workers
 
 RunStatus = Literal["running", "completed", "stopped", "failed"]
 
@@ -85,6 +86,7 @@ class Ledger:
     def __init__(self, database: LedgerDatabase) -> None:
         self._database = database
         self.place = database.place
+        self.workers = Workers(database)
 
     def start_run(self, kind: str, day: date | None, params: Mapping[str, Any]) -> str:
         """Note that a run begins; returns its id, which sorts by time. ``params`` must be JSON values."""

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Date,
     DateTime,
     Dialect,
+    Float,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -21,7 +22,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The newest migration: what a ledger must be at."""
 VERSION_TABLE: Final = "schema_version"
 
@@ -97,4 +98,24 @@ locks: Final = Table(
     Column("host", Text, nullable=False),
     Column("since", UtcTime, nullable=False),
     Column("lease_until", UtcTime, nullable=False),
+)
+
+workers: Final = Table(
+    "workers",
+    metadata,
+    Column("worker_id", Text, primary_key=True),
+    Column("plan_id", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("usd_per_hour", Float, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("alive_until", UtcTime, nullable=False),
+    Column("booked_s", Float, nullable=False),
+    Column("busy_s", Float, nullable=False),
+    Column("answers", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("resumed_tokens", BigInteger, nullable=False),
+    Column("ended_at", UtcTime),
+    Column("end", Text),
+    Index("workers_of_a_plan", "plan_id"),
 )

@@ -29,6 +29,7 @@ from storage.store import Store
 from tasks.bake_metrics import serve_metrics
 from tasks.bake_parts import PartWriter, Shard, read_fingerprints, read_partials
 from tasks.bake_pulse import PulseTaker
+from tasks.purse import Purse
 
 _WAIT_S: Final = 1.0
 _LATER: Final = "later"
@@ -83,9 +84,10 @@ def bake(
         stack.enter_context(notices)
         writer = stack.enter_context(PartWriter(store, settings.engine, plan_id, owner, stop))
         pulse = stack.enter_context(PulseTaker(store.ledger, settings, writer, stop, plan_id, run_id, owner))
+        purse = stack.enter_context(Purse(store.ledger, settings, plan_id, run_id, owner, pulse.tally))
         stack.enter_context(serve_metrics(settings.engine, pulse.take))
         stack.enter_context(progress.watch(pulse.take))
-        baking = _Baking(store, settings, plan_id, run_id, writer, stop, pulse)
+        baking = _Baking(store, settings, plan_id, run_id, writer, purse, stop, pulse)
         return baking.run(lambda: engine or _opened(stack, settings, stop))
 
 
@@ -106,40 +108,6 @@ class _Order:
     worst_s: float
 
 
-class _Purse:
-    """What the budget still pays, in GPU seconds: the time since the start, and the worst case of all in flight."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._price = settings.prices.gpu
-        limits = [settings.plan.budget_gpu_s]
-        if settings.plan.budget_usd is not None and self._price.usd_per_hour:
-            limits.append(settings.plan.budget_usd * 3600 / self._price.usd_per_hour)
-        self._limit_s = min((limit for limit in limits if limit is not None), default=None)
-        self._started = time.monotonic()
-        self._promised_s = 0.0
-
-    @property
-    def spent_s(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._started
-
-    def worst_s(self, request: bytes, max_tokens: int) -> float:
-        """GPU seconds that a request can cost: no prompt has more tokens than bytes."""
-        return self._price.seconds(len(request), max_tokens)
-
-    def pays(self, worst_s: float) -> bool:
-        """Whether the rest of the budget pays this too."""
-        return self._limit_s is None or self.spent_s + self._promised_s + worst_s <= self._limit_s
-
-    def promise(self, worst_s: float) -> None:
-        """Take it out of the rest; a negative amount gives it back."""
-        self._promised_s += worst_s
-
-    def usd(self) -> float:
-        """Dollars spent."""
-        return self._price.usd(self.spent_s)
-
-
 class _Baking:
     """One bake while it runs."""
 
@@ -150,13 +118,14 @@ class _Baking:
         plan_id: str,
         run_id: str,
         writer: PartWriter,
+        purse: Purse,
         stop: Stop,
         pulse: PulseTaker,
     ) -> None:
         self._store, self._settings = store, settings
         self._plan_id, self._run_id = plan_id, run_id
         self._writer, self._stop, self._pulse, self._tally = writer, stop, pulse, pulse.tally
-        self._purse = _Purse(settings)
+        self._purse = purse
         self._orders: dict[bytes, _Order] = {}
         self._held: _Order | None = None
         self._baked_s = 0.0
@@ -170,7 +139,7 @@ class _Baking:
                 self._held = order
                 break
             self._stop.wait(_WAIT_S)
-        if self._held is not None:
+        if self._held is not None and self._purse.pays(self._held.worst_s):
             self._bake(open_engine(), feed)
         self._writer.close()
         self._stop.check()
