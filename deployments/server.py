@@ -10,10 +10,12 @@ from typing import Final
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling, Crashed
+from prefect.states import Cancelling
 from prefect.workers.process import ProcessWorker
+
+from flows.lost_runs import crash_lost, died_here, pid_of
 
 SCHEDULED: Final = "nightly/nightly"
 
@@ -52,18 +54,13 @@ class Prefect:
         for schedule in found.schedules:
             self._client.update_deployment_schedule(found.id, schedule.id, active=active)
 
-    def crash_lost_runs(self, pool: str, alive: Callable[[int], bool]) -> None:
-        """Mark the pool's runs whose process is not ``alive`` as crashed: a killed worker leaves them as running."""
-        for run in self._started(pool):
-            if run.infrastructure_pid and not alive(_pid(run.infrastructure_pid)):
-                lost: State[None] = Crashed(
-                    message="its process is gone; what was finished is kept, run it again to go on"
-                )
-                self._client.set_flow_run_state(run.id, lost, force=True)
+    def crash_lost_runs(self, pool: str) -> None:
+        """Mark the pool's runs whose process is gone from this host as crashed: a killed worker leaves them running."""
+        crash_lost(self._client, self._started(pool), lambda run: "its process is gone" if died_here(run) else "")
 
     def cancel(self, pool: str, ours: Callable[[int], bool], *, within_s: float) -> None:
         """Cancel the pool's runs whose process id is ``ours``, and wait for their end."""
-        runs = [run for run in self._started(pool) if run.infrastructure_pid and ours(_pid(run.infrastructure_pid))]
+        runs = [run for run in self._started(pool) if (pid := pid_of(run)) and ours(pid)]
         for run in runs:
             self._client.set_flow_run_state(run.id, Cancelling(message="Prefect was told to stop"))
         deadline = time.monotonic() + within_s
@@ -80,7 +77,3 @@ class Prefect:
     def _is_over(self, run: FlowRun) -> bool:
         state = self._client.read_flow_run(run.id).state
         return state is not None and state.is_final()
-
-
-def _pid(infrastructure_pid: str) -> int:
-    return int(infrastructure_pid.rsplit(":", 1)[-1])

@@ -24,7 +24,8 @@ from prebake.settings import ENV_FILE, find_file, load
 from prebake.stop import Stop, stop_on_signals
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-POOL: Final = "prebake"
+POOLS: Final = {"worker": "prebake", "gpu-worker": "prebake-gpu"}
+"""The worker processes of this machine, by the pool that each serves."""
 _START_S: Final = 300.0
 _STOP_S: Final = 20.0
 _DRAIN_S: Final = 40.0  # Prefect kills a run 30 s after its cancel
@@ -55,7 +56,7 @@ def up(
     port: int = 4200,
     server: str = "",
 ) -> None:
-    """Bring up a Prefect server, work pool, worker and the deployments; serve until SIGTERM or Ctrl-C; end in order.
+    """Bring up Prefect's server, work pools, workers and the deployments; serve until SIGTERM or Ctrl-C; end in order.
 
     ``home`` has Prefect's own database and logs (None: ``prefect`` in the store's folder); ``server`` names a server
     that runs already (http://host:port) and is left running. Raises PrebakeError, SettingsError.
@@ -84,22 +85,25 @@ def _run(
     if stop.requested:
         return
     prefect = stack.enter_context(Prefect.at(url))
-    prefect.make_pool(POOL)
+    for pool in POOLS.values():
+        prefect.make_pool(pool)
     switched_on = prefect.is_scheduled(SCHEDULED)
     _deploy(environment)
     prefect.schedule(SCHEDULED, switched_on)
     if started:  # a server of others may have runs on other machines
-        prefect.crash_lost_runs(POOL, lambda pid: _session(pid) is not None)
-    worker = stack.enter_context(_child("worker", _WORKER, home, environment))
-    stack.callback(_drain, prefect, worker)
+        for pool in POOLS.values():
+            prefect.crash_lost_runs(pool)
+    for name, pool in reversed(POOLS.items()):  # ended the other way round: a night stops its bake workers itself
+        worker = stack.enter_context(
+            _child(name, ("worker", "start", "--pool", pool, "--type", "process"), home, environment)
+        )
+        stack.callback(_drain, prefect, pool, worker)
+        children.append(worker)
     _announce(url, prefect.is_scheduled(SCHEDULED))
     while not stop.wait(1.0):
-        for child in (*children, worker):
+        for child in children:
             child.check()
     _say("stopping: runs under way are drained first")
-
-
-_WORKER: Final = ("worker", "start", "--pool", POOL, "--type", "process")
 
 
 def _home(file: Path | None, home: Path | None) -> Path:
@@ -193,7 +197,7 @@ def _wait_until_healthy(url: str, stop: Stop, child: Child | None) -> None:
 
 
 def _deploy(environment: dict[str, str]) -> None:
-    _say("deploying nightly and backfill ...")
+    _say("deploying nightly, backfill and bake-worker ...")
     command = (sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
     done = subprocess.run(
         (*command, "--prefect-file", "deployments/prefect.yaml"),
@@ -208,9 +212,9 @@ def _deploy(environment: dict[str, str]) -> None:
         raise PrebakeError(f"prefect deploy failed: {(done.stdout + done.stderr).strip()[-400:]}")
 
 
-def _drain(prefect: Prefect, worker: Child) -> None:
+def _drain(prefect: Prefect, pool: str, worker: Child) -> None:
     """Cancel the runs in our worker's session and wait until they have kept what they finished."""
-    prefect.cancel(POOL, lambda pid: _session(pid) == worker.process.pid, within_s=_DRAIN_S)
+    prefect.cancel(pool, lambda pid: _session(pid) == worker.process.pid, within_s=_DRAIN_S)
 
 
 def _session(pid: int) -> int | None:

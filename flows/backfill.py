@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from functools import partial
 from typing import Annotated, Any
 
 from prefect import flow
@@ -10,6 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.pool import PoolRuns
 from flows.run import run, run_name, run_step
 from prebake.progress import Progress
 from prebake.settings import Settings
@@ -46,7 +48,15 @@ def backfill(
         check_days(start, end)
         check_routes(settings, routes)
         return run_nights(
-            settings, start, end, routes=routes or None, redo=redo, run_step=run_step, progress=progress, stop=stop
+            settings,
+            start,
+            end,
+            routes=routes or None,
+            redo=redo,
+            run_step=run_step,
+            make=partial(PoolRuns, settings_file),
+            progress=progress,
+            stop=stop,
         )
 
     return run(settings_file, wait_minutes, work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from functools import partial
 from typing import Annotated, Any
 
 from prefect import flow
@@ -10,6 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from pydantic import Field
 
+from flows.pool import PoolRuns
 from flows.run import last_full_day, run, run_name, run_step
 from prebake.progress import Progress
 from prebake.settings import Settings
@@ -43,8 +45,16 @@ def nightly(
     def work(settings: Settings, progress: Progress, stop: Stop) -> list[NightReport]:
         check_days(last, last)
         check_routes(settings, routes)
-        return [
-            night(settings, last, routes=routes or None, redo=redo, run_step=run_step, progress=progress, stop=stop)
-        ]
+        report = night(
+            settings,
+            last,
+            routes=routes or None,
+            redo=redo,
+            run_step=run_step,
+            make=partial(PoolRuns, settings_file),
+            progress=progress,
+            stop=stop,
+        )
+        return [report]
 
     return run(settings_file, wait_minutes, work)

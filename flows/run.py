@@ -31,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Work = Callable[[Settings, BakeProgress, Stop], Sequence[NightReport]]
 
-_PACKAGES: Final = ("tasks", "storage", "engine", "prebake", "flows")
+_PACKAGES: Final = ("tasks", "capacity", "storage", "engine", "prebake", "flows")
 _RETRY_DELAYS_S: Final = (2.0, 10.0)  # a cancel must be answered within 25 s: no longer pause than this
 _BUSY_POLL_S: Final = 15.0
 
@@ -54,7 +54,7 @@ def run(settings_file: str, wait_minutes: int, work: Work) -> State[Any]:
     Anything but a PrebakeError is a bug and is raised.
     """
     progress = BakeProgress()
-    with stop_on_signals() as stop, _logs_in_run():
+    with stop_on_signals() as stop, logs_in_run():
         try:
             settings = load(Path(settings_file) if settings_file else None)
             reports = _when_free(lambda: work(settings, progress, stop), wait_minutes * 60, stop)
@@ -119,7 +119,7 @@ def _drained(progress: BakeProgress) -> str:
 
 
 @contextmanager
-def _logs_in_run() -> Iterator[None]:
+def logs_in_run() -> Iterator[None]:
     """Send what prebake logs, from whatever thread, to this run's page."""
     run_id = flow_run.id
     handler = APILogHandler()

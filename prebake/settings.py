@@ -167,9 +167,42 @@ class Prices(Section):
     gpu: GpuPrice = GpuPrice()
 
 
+class Zone(Section):
+    """A zone of machines: one EC2 Auto Scaling group of spot machines, one of on-demand machines, or either."""
+
+    name: str = Field(description="Availability zone, as us-east-2a.")
+    machine_type: str = Field(default="", description="EC2 type, as g6.2xlarge: by it live prices are asked.")
+    spot_group: str = Field(default="", description="Auto Scaling group of its spot machines; empty: none are bought.")
+    on_demand_group: str = Field(default="", description="... and of its on-demand machines.")
+    spot_usd: float | None = Field(
+        default=None, gt=0, description="Dollars per hour of a spot machine; empty: as AWS has it now."
+    )
+    on_demand_usd: float | None = Field(
+        default=None, gt=0, description="... of an on-demand machine; empty: as prebake's dated table has it."
+    )
+    speed: float = Field(
+        default=1.0, gt=0, description="Tokens per second over those of the machine that [prices.gpu] describes."
+    )
+
+
 class Capacity(Section):
     """How many machines bake, where, and when they are bought on demand."""
 
+    workers: Literal["", "processes", "prefect"] = Field(
+        default="",
+        description="Where a night bakes. Empty: in its own process; processes: in worker processes on this machine; "
+        "prefect: in runs of the deployment bake-worker; groups: on the machines of the zones, which it scales.",
+    )
+    deployment: str = Field(
+        default="bake-worker/bake-worker", description="The Prefect deployment whose runs are the workers."
+    )
+    ready_h: float | None = Field(
+        default=None,
+        gt=0,
+        description="Hours from a night's start until its answers must be ready: it takes as few workers as make "
+        "that, and publishes then what it has. Empty: as many as allowed, until all is baked.",
+    )
+    decide_s: float = Field(default=120.0, gt=0, description="How often the machines of zones are decided on, in s.")
     max_machines: int = Field(default=4, ge=1, description="Most machines at once.")
     cold_start_h: float = Field(
         default=0.2, ge=0, description="From asking for a machine to its first answer, in hours; measure yours."
@@ -183,8 +216,12 @@ class Capacity(Section):
         default="", description="Whose preemption notices a worker listens for; empty: signals only."
     )
     rebalance: bool = Field(default=False, description="EC2's rebalance recommendation counts as a notice.")
-    group: str = Field(default="", description="EC2 Auto Scaling group of the workers; empty: machines are not scaled.")
-    region: str = Field(default="", description="Its AWS region; empty: as the AWS configuration says.")
+    leave: bool = Field(
+        default=False,
+        description="A worker that finds no work left ends its EC2 machine; its Auto Scaling group wants one fewer.",
+    )
+    region: str = Field(default="", description="AWS region of the groups; empty: as the AWS configuration says.")
+    zones: tuple[Zone, ...] = Field(default=(), description="The zones, for workers = groups.")
 
 
 class Gateway(Section):

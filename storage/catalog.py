@@ -15,7 +15,7 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from prebake.errors import StorageError
+from prebake.errors import InputError, StorageError
 from prebake.tables import ANSWERS, ANSWERS_CURRENT, DAILY_COUNTS, FINGERPRINT, PLAN, QUERY_LOG, REJECTS, RUNS, Table
 from storage.store import Store
 
@@ -121,3 +121,11 @@ def _literal(value: str | Iterable[str]) -> str:
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return f"[{', '.join(map(_literal, value))}]"
+
+
+def newest_plan(store: Store) -> str:
+    """The plan made last; InputError if there is none."""
+    row = connect(store).execute("select max_by(plan_id, day) from plan").fetchone()
+    if not row or row[0] is None:
+        raise InputError("there is no plan yet; run: prebake plan")
+    return str(row[0])

@@ -40,9 +40,9 @@ _CARRIED: Final = ("day", "plan_id", "fingerprint", "route", "scope", "prompt")
 class BakeReport:
     """What one bake did. ``seconds`` and ``gpu_usd`` include the engine's loading, ``tokens_per_s`` (completion) not.
 
-    ``unpaid`` prompts were left because the budget could not pay their worst case; ``resumed_tokens`` were generated
-    before a stop and not again, ``restarted`` answers were, because to go on would not have been exact;
-    ``engine_restarts``: times the engine died and was started anew.
+    ``unpaid`` prompts were left because the budget could not pay their worst case, ``late`` ones because the answers
+    had to be ready; ``resumed_tokens`` were generated before a stop and not again, ``restarted`` answers were, because
+    to go on would not have been exact; ``engine_restarts``: times the engine died and was started anew.
     """
 
     answers: int = 0
@@ -55,6 +55,7 @@ class BakeReport:
     gpu_usd: float = 0.0
     shards: int = 0
     unpaid: int = 0
+    late: int = 0
     resumed_tokens: int = 0
     restarted: int = 0
     engine_restarts: int = 0

@@ -7,8 +7,6 @@ Each step leaves a table, so a night that stopped goes on where it was when the 
 from __future__ import annotations
 
 import difflib
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import ParamSpec, Protocol, TypeVar
 
-from prebake.errors import InputError, Interrupted
+from prebake.errors import InputError, Interrupted, SettingsError
 from prebake.progress import Progress, Silent
 from prebake.settings import Settings
 from prebake.stop import Stop
@@ -25,8 +23,11 @@ from storage.locks import HeldLock
 from storage.store import Store, open_store
 from tasks.bake import BakeReport, bake
 from tasks.ingest import IngestReport, ingest
+from tasks.machines import MakeMachines, bake_on_machines
 from tasks.mine import MineReport, mine
+from tasks.owner import owner_name
 from tasks.plan import PlanReport, plan
+from tasks.processes import Processes
 from tasks.publish import PublishReport, publish
 from tasks.report import NightPage, report
 
@@ -98,14 +99,15 @@ def night(
     paths: Sequence[str] | None = None,
     wait_s: float = 0,
     run_step: StepRunner = call,
+    make: MakeMachines | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> NightReport:
     """Run one night: answers for the days after ``day`` (UTC; None: yesterday) from the log up to and including it.
 
     ``paths`` are logs to read besides the gateway's own (None: those of the settings); ``routes`` limits the plan to
-    some routes. Raises BusyError when another night holds the store for longer than ``wait_s``, Interrupted when
-    ``stop`` was requested, and what the steps raise.
+    some routes; ``make`` makes the machines where ``capacity.workers`` is prefect. Raises BusyError when another night
+    holds the store for longer than ``wait_s``, Interrupted when ``stop`` was requested, and what the steps raise.
     """
     (page,) = backfill(
         settings,
@@ -117,6 +119,7 @@ def night(
         paths=paths,
         wait_s=wait_s,
         run_step=run_step,
+        make=make,
         progress=progress,
         stop=stop,
     )
@@ -134,6 +137,7 @@ def backfill(
     paths: Sequence[str] | None = None,
     wait_s: float = 0,
     run_step: StepRunner = call,
+    make: MakeMachines | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> list[NightReport]:
@@ -141,12 +145,13 @@ def backfill(
     check_days(start, end)
     check_routes(settings, routes)
     progress, stop = progress or Silent(), stop or Stop()
+    make = machines_of(settings, make)
     reports = []
     with open_store(settings) as store, store.ledger.lock("night", owner_name(), LOCK_LEASE_S, wait_s) as lock:
         for offset in range((end - start).days + 1):
             day = start + timedelta(days=offset)
             with _run(store, kind, day, routes=list(routes or ()), redo=redo) as run_id:
-                steps = _Steps(store, settings, lock, run_id, day, run_step, progress, stop)
+                steps = _Steps(store, settings, lock, run_id, day, run_step, make, progress, stop)
                 reports.append(steps.all(routes, redo, settings.ingest.paths if paths is None else paths))
                 store.ledger.finish_run(run_id, "completed", {"wall_s": reports[-1].wall_s})
     return reports
@@ -170,9 +175,23 @@ def check_routes(settings: Settings, routes: Sequence[str] | None) -> None:
             raise InputError(f"no route is called {name!r}{hint}; the settings have: {', '.join(known)}")
 
 
-def owner_name() -> str:
-    """Who holds a lock or a lease: host and process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+def machines_of(settings: Settings, make: MakeMachines | None = None) -> MakeMachines | None:
+    """Where the settings want the bake: on what machines, or None for the night's own process.
+
+    ``make`` is what Prefect's flows give. Raises SettingsError where the settings lack something.
+    """
+    match settings.capacity.workers:
+        case "":
+            return None
+        case "processes":
+            return Processes
+        case "prefect":
+            if make is None:
+                raise SettingsError(
+                    "capacity.workers = prefect: such a night runs in Prefect (prebake prefect, then its deployment "
+                    "nightly); from the command line set PREBAKE_CAPACITY__WORKERS=processes"
+                )
+            return make
 
 
 @contextmanager
@@ -199,12 +218,13 @@ class _Steps:
         run_id: str,
         day: date,
         run_step: StepRunner,
+        make: MakeMachines | None,
         progress: Progress,
         stop: Stop,
     ) -> None:
         self._store, self._settings, self._lock = store, settings, lock
         self._run_id, self._day = run_id, day
-        self._run_step, self._progress, self._stop = run_step, progress, stop
+        self._run_step, self._make, self._progress, self._stop = run_step, make, progress, stop
         self._wall_s: dict[str, float] = {}
 
     def all(self, routes: Sequence[str] | None, redo: Redo, paths: Sequence[str]) -> NightReport:
@@ -212,12 +232,19 @@ class _Steps:
         ingested = tuple(self._ingest(paths))
         mined = self._step("mine", mine, days=[self._day] if redo.counts else None)
         planned = self._step("plan", plan, self._day, now=now, routes=routes, redo=redo.answers)
-        baked = self._step("bake", bake, planned.plan_id, run_id=self._run_id, owner=owner_name())
+        baked = self._bake(planned.plan_id, now)
         published = self._step("publish", publish, run_id=self._run_id, now=datetime.now(UTC))
         page = self._step("report", report, planned.plan_id, self._run_id)
         return NightReport(
             self._run_id, self._day, ingested, mined, planned, baked, published, page, dict(self._wall_s)
         )
+
+    def _bake(self, plan_id: str, started: datetime) -> BakeReport:
+        if self._make is None:
+            return self._step("bake", bake, plan_id, run_id=self._run_id, owner=owner_name())
+        ready_h = self._settings.capacity.ready_h
+        ready_at = None if ready_h is None else started + timedelta(hours=ready_h)
+        return self._step("bake", bake_on_machines, plan_id, run_id=self._run_id, make=self._make, ready_at=ready_at)
 
     def _ingest(self, paths: Sequence[str]) -> Iterator[IngestReport]:
         if paths:

@@ -11,7 +11,7 @@ import typer
 
 from prebake.cli.context import Json, Route, parse_day, progress_for, settings_of
 from prebake.cli.output import show
-from prebake.errors import InputError
+from prebake.errors import Interrupted
 from prebake.stop import stop_on_signals
 
 
@@ -85,8 +85,9 @@ def bake(
 
     Example: prebake bake
     """
+    from storage.catalog import newest_plan
     from tasks.bake import bake as step
-    from tasks.night import owner_name
+    from tasks.owner import owner_name
 
     with _step(context, json) as run:
         store = run.store
@@ -95,7 +96,8 @@ def bake(
         try:
             report = run(step, chosen, run_id=run_id, owner=owner_name())
         except BaseException as error:
-            store.ledger.finish_run(run_id, "failed", {"error": str(error)})
+            status = "stopped" if isinstance(error, Interrupted) else "failed"
+            store.ledger.finish_run(run_id, status, {"error": str(error)})
             raise
         store.ledger.finish_run(run_id, "completed", {})
         show("bake", report, json)
@@ -113,16 +115,6 @@ def publish(context: typer.Context, json: Json = False) -> None:
         report = run(step, run_id=run_id, now=datetime.now(UTC))
         run.store.ledger.finish_run(run_id, "completed", {})
         show("publish", report, json)
-
-
-def newest_plan(store: Any) -> str:
-    """The plan made last; InputError if there is none."""
-    from storage.catalog import connect
-
-    row = connect(store).execute("select max_by(plan_id, day) from plan").fetchone()
-    if not row or row[0] is None:
-        raise InputError("there is no plan yet; run: prebake plan")
-    return str(row[0])
 
 
 class _Runner:

@@ -20,12 +20,14 @@ import httpx
 import pytest
 
 from prebake.settings import load
-from storage.store import open_store
+from storage.store import Store, open_store
+from storage.workers import Worker
 from tests.conftest import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 NOW = datetime.now(UTC)
+FINAL = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 YESTERDAY = NOW.date() - timedelta(days=1)
 BROWSER_ARGS = [
     "--headless",
@@ -80,7 +82,13 @@ class Site:
 
     def _ended(self, run_id: str) -> Any:
         run = self.get(f"/flow_runs/{run_id}")
-        return run if run["state"]["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
+        return run if run["state"]["type"] in FINAL else None
+
+    def workers(self) -> list[Any]:
+        """The bake workers' runs, oldest first."""
+        wanted = {"deployments": {"name": {"any_": ["bake-worker"]}}, "sort": "START_TIME_ASC"}
+        found: list[Any] = self.post("/flow_runs/filter", wanted)
+        return found
 
     def logs(self, run_id: str) -> str:
         found = self.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
@@ -153,6 +161,36 @@ def test_a_night_cancelled_in_the_middle_of_the_bake_loses_nothing_and_the_next_
     assert 0 < done < total == 1500
     site.wait_for(site.start("nightly", settings_file=str(settings_file)), "COMPLETED")
     with open_store(load(settings_file)) as store:
+        keys = store.answers.scan().to_table(columns=["fingerprint"])["fingerprint"].to_pylist()
+    assert len(keys) == len(set(keys)) == 1500
+
+
+def test_a_night_shares_its_bake_among_workers_replaces_a_killed_one_and_drains_them_when_cancelled(
+    site: Site, tiny_model: Path, tmp_path: Path
+) -> None:
+    fleet = (
+        f'[engine]\nmodel = "{tiny_model}"\nflush_s = 0.5\nlease_s = 20\n[engine.args]\nenforce_eager = true\n'
+        'dtype = "bfloat16"\nmax_model_len = 256\nmax_num_seqs = 4\n'
+        '[capacity]\nworkers = "prefect"\nmax_machines = 2\n[plan]\nshard_size = 50\n'
+    )
+    settings_file = _write_settings(tmp_path, 1500, fleet)
+    with open_store(load(settings_file)) as store:
+        night = site.start("nightly", settings_file=str(settings_file))
+        plan_id = _until(lambda: store.ledger.runs() and _plan_of(site), "the night to start its workers")
+        _until(lambda: len(_at_work(store, plan_id)) == 2, "two workers to bake")
+        first, second = site.workers()
+        os.kill(int(first["infrastructure_pid"].rsplit(":", 1)[1]), signal.SIGKILL)
+        site.wait_for(first["id"], "CRASHED")
+        _until(lambda: len(site.workers()) > 2, "another worker in its place")
+        assert site.get(f"/flow_runs/{night}")["state"]["type"] == "RUNNING"
+        _cancel(site, night)
+        site.wait_for(night, "CANCELLED")
+        _until(lambda: all(run["state"]["type"] in FINAL for run in site.workers()), "the workers to have drained")
+        assert site.get(f"/flow_runs/{second['id']}")["state"]["type"] == "CANCELLED"
+        assert 0 < store.ledger.progress(plan_id).rows < 1500
+        before = {part.key for part in store.ledger.parts(plan_id)}
+        site.wait_for(site.start("nightly", settings_file=str(settings_file)), "COMPLETED")
+        assert before < {part.key for part in store.ledger.parts(plan_id)}
         keys = store.answers.scan().to_table(columns=["fingerprint"])["fingerprint"].to_pylist()
     assert len(keys) == len(set(keys)) == 1500
 
@@ -257,6 +295,14 @@ def _until(found: Callable[[], Any], what: str, state: str = "") -> Any:
             return result
         time.sleep(0.5)
     raise AssertionError(f"waited in vain for {what}")
+
+
+def _plan_of(site: Site) -> str:
+    return next((run["parameters"]["plan_id"] for run in site.workers()), "")
+
+
+def _at_work(store: Store, plan_id: str) -> list[Worker]:
+    return [worker for worker in store.ledger.workers.of_plan(plan_id) if worker.alive and worker.answers]
 
 
 def _pick_today(page: Any, label: str) -> None:
