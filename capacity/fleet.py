@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import boto3
+import httpx
 from botocore.exceptions import BotoCoreError, ClientError
 
+from capacity.notices import Ec2
 from prebake.errors import PrebakeError, SettingsError
 
 
@@ -23,7 +25,13 @@ class Group:
     least: int
     most: int
     desired: int
-    in_service: int
+    machines: tuple[str, ...]
+    """Instance ids of those in service."""
+
+    @property
+    def in_service(self) -> int:
+        """How many are in service."""
+        return len(self.machines)
 
 
 class Fleet:
@@ -40,9 +48,11 @@ class Fleet:
         except (ClientError, BotoCoreError) as error:
             raise FleetError(f"Auto Scaling group {self.name}: cannot be read: {error}") from error
         if not groups:
-            raise SettingsError(f"capacity.group: no Auto Scaling group {self.name!r} in this account and region")
+            raise SettingsError(f"capacity.zones: no Auto Scaling group {self.name!r} in this account and region")
         found = groups[0]
-        running = sum(machine["LifecycleState"] == "InService" for machine in found["Instances"])
+        running = tuple(
+            machine["InstanceId"] for machine in found["Instances"] if machine["LifecycleState"] == "InService"
+        )
         return Group(self.name, found["MinSize"], found["MaxSize"], found["DesiredCapacity"], running)
 
     def scale(self, machines: int) -> int:
@@ -66,3 +76,16 @@ class Fleet:
             )
         except (ClientError, BotoCoreError) as error:
             raise FleetError(f"machine {instance_id}: cannot leave {self.name}: {error}") from error
+
+
+def leave_group(region: str | None = None, *, client: Any = None) -> None:
+    """End the EC2 machine that this process runs on; its group wants one fewer from then on.
+
+    Raises FleetError where this is no such machine or AWS refuses.
+    """
+    try:
+        with httpx.Client(timeout=5, trust_env=False) as metadata:
+            instance_id = Ec2(metadata).read("instance-id")
+    except httpx.HTTPError as error:
+        raise FleetError(f"capacity.leave: this machine's EC2 metadata service does not answer ({error!r})") from error
+    Fleet("its group", region=region, client=client).leave(instance_id)

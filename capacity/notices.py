@@ -43,16 +43,16 @@ class Ec2:
         self._token = ""
 
     def __call__(self) -> str:
-        if action := self._read("spot/instance-action"):
+        if action := self.read("spot/instance-action"):
             notice = json.loads(action)
             return f"EC2 spot notice: {notice['action']} at {notice.get('time', 'once')}"
-        if self._read("autoscaling/target-lifecycle-state") == "Terminated":
+        if self.read("autoscaling/target-lifecycle-state") == "Terminated":
             return "EC2 Auto Scaling is terminating this machine"
-        if self._rebalance and self._read("events/recommendations/rebalance"):
+        if self._rebalance and self.read("events/recommendations/rebalance"):
             return "EC2 rebalance recommendation"
         return ""
 
-    def _read(self, path: str) -> str:
+    def read(self, path: str) -> str:
         """The item, or nothing where there is none (404). A refused token (401) is renewed once."""
         for attempt in range(2):
             if not self._token:

@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 from prefect.workers.process import ProcessWorker
 
-from flows.lost_runs import crash_lost, died_here, pid_of
+from flows.lost_runs import crash_lost, is_alive
 
 SCHEDULED: Final = "nightly/nightly"
 
@@ -55,12 +55,17 @@ class Prefect:
             self._client.update_deployment_schedule(found.id, schedule.id, active=active)
 
     def crash_lost_runs(self, pool: str) -> None:
-        """Mark the pool's runs whose process is gone from this host as crashed: a killed worker leaves them running."""
-        crash_lost(self._client, self._started(pool), lambda run: "its process is gone" if died_here(run) else "")
+        """Mark the pool's runs whose process is gone as crashed: all are this host's; a killed worker leaves them."""
+
+        def lost(run: FlowRun) -> str:
+            gone = run.infrastructure_pid and not is_alive(_pid(run.infrastructure_pid))
+            return "its process is gone" if gone else ""
+
+        crash_lost(self._client, self._started(pool), lost)
 
     def cancel(self, pool: str, ours: Callable[[int], bool], *, within_s: float) -> None:
         """Cancel the pool's runs whose process id is ``ours``, and wait for their end."""
-        runs = [run for run in self._started(pool) if (pid := pid_of(run)) and ours(pid)]
+        runs = [run for run in self._started(pool) if run.infrastructure_pid and ours(_pid(run.infrastructure_pid))]
         for run in runs:
             self._client.set_flow_run_state(run.id, Cancelling(message="Prefect was told to stop"))
         deadline = time.monotonic() + within_s
@@ -77,3 +82,7 @@ class Prefect:
     def _is_over(self, run: FlowRun) -> bool:
         state = self._client.read_flow_run(run.id).state
         return state is not None and state.is_final()
+
+
+def _pid(infrastructure_pid: str) -> int:
+    return int(infrastructure_pid.rsplit(":", 1)[-1])

@@ -10,19 +10,20 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
-from prefect.client.schemas.objects import State, StateType
+from prefect import Flow, flow
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.artifacts import BakeProgress
 from flows.run import logs_in_run
 from prebake.errors import Interrupted, PrebakeError
-from prebake.settings import load
+from prebake.settings import Settings, load
 from prebake.stop import Stop, stop_on_signals
 from storage.catalog import newest_plan
 from storage.store import open_store
 from tasks.bake import BakeReport, bake
+from tasks.groups import leave
 from tasks.owner import owner_name
 
 
@@ -30,7 +31,12 @@ def _name() -> str:
     return f"bake {flow_run.parameters.get('plan_id') or 'the newest plan'}"
 
 
-@flow(name="bake-worker", flow_run_name=_name, retries=0, persist_result=False)
+def _leave(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - called by keyword
+    """Called when Prefect knows of the run's end: its machine may go."""
+    leave(_settings(str(flow_run.parameters.get("settings_file", ""))))
+
+
+@flow(name="bake-worker", flow_run_name=_name, retries=0, persist_result=False, on_completion=[_leave])
 def bake_worker(plan_id: str = "", settings_file: str = "") -> State[Any]:
     """Bake what is left of a plan, together with all other workers that do. Start as many as you have machines.
 
@@ -50,7 +56,7 @@ def bake_worker(plan_id: str = "", settings_file: str = "") -> State[Any]:
 
 
 def _bake(plan_id: str, settings_file: str, stop: Stop) -> BakeReport:
-    settings = load(Path(settings_file) if settings_file else None)
+    settings = _settings(settings_file)
     with open_store(settings) as store:
         chosen = plan_id or newest_plan(store)
         run_id = store.ledger.start_run("bake", None, {"plan_id": chosen})
@@ -64,6 +70,10 @@ def _bake(plan_id: str, settings_file: str, stop: Stop) -> BakeReport:
             raise
         store.ledger.finish_run(run_id, "completed", {})
         return report
+
+
+def _settings(file: str) -> Settings:
+    return load(Path(file) if file else None)
 
 
 def _drained(stop: Stop) -> State[Any]:

@@ -89,9 +89,9 @@ class PoolRuns:
         """Why nobody works on the run any more, or nothing."""
         if run.state is None or run.state.type not in (StateType.RUNNING, StateType.CANCELLING):
             return ""
-        if died_here(run):
-            return "its process is gone"
         workers = [w for w in self._store.ledger.workers.of_plan(self._plan_id) if w.owner.endswith(str(run.id))]
+        if any(died_here(worker.owner) for worker in workers):
+            return "its process is gone"
         if workers and not any(worker.alive or worker.end for worker in workers):
             return "its machine has not been heard of for a lease's time"
         if not workers and run.start_time and datetime.now(UTC) - run.start_time > _SILENT_START:

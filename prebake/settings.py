@@ -188,7 +188,7 @@ class Zone(Section):
 class Capacity(Section):
     """How many machines bake, where, and when they are bought on demand."""
 
-    workers: Literal["", "processes", "prefect"] = Field(
+    workers: Literal["", "processes", "prefect", "groups"] = Field(
         default="",
         description="Where a night bakes. Empty: in its own process; processes: in worker processes on this machine; "
         "prefect: in runs of the deployment bake-worker; groups: on the machines of the zones, which it scales.",

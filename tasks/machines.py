@@ -41,9 +41,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Need:
-    """What a night needs now: ``workers`` at most, for ``work_h`` machine hours within the next ``left_h`` hours."""
+    """What a night needs now: ``workers``, for ``work_h`` machine hours within the next ``left_h`` hours.
+
+    ``most`` workers would all find work; with none wanted there is nothing left to do, or nothing to pay it with.
+    """
 
     workers: int
+    most: int
     work_h: float
     left_h: float = inf
     budget_usd: float = inf
@@ -156,7 +160,9 @@ class _Watch:
         budget = budget_of(self._settings).usd
         left_usd = inf if budget is None else max(budget - spent_usd, 0.0)
         work_h = self._work_s() / 3600
-        return Need(0 if self._broke() else self._wanted(work_h), work_h, self._left_h(), left_usd)
+        most = min(self._settings.capacity.max_machines, self.now.shards - self.now.done)
+        workers = 0 if self._broke() else self._wanted(work_h, most)
+        return Need(workers, most, work_h, self._left_h(), left_usd)
 
     def report(self) -> BakeReport:
         """The bake over all its workers, from the parts that were committed since the night began with it."""
@@ -204,10 +210,8 @@ class _Watch:
             return left * busy_s / answers
         return left * self._planned_s
 
-    def _wanted(self, work_h: float) -> int:
+    def _wanted(self, work_h: float, most: int) -> int:
         """As many as work can be shared among, and with a deadline no more than that needs."""
-        capacity = self._settings.capacity
-        most = min(capacity.max_machines, self.now.shards - self.now.done)
         left_h = self._left_h()
         if left_h == inf:
             return most
@@ -216,7 +220,9 @@ class _Watch:
             return min(at_work, most)
         rate = self._settings.prices.gpu.completion_tokens_per_s
         try:
-            needed = machines_needed(work_h * 3600 * rate, rate, left_h, cold_start_h=capacity.cold_start_h)
+            needed = machines_needed(
+                work_h * 3600 * rate, rate, left_h, cold_start_h=self._settings.capacity.cold_start_h
+            )
         except BudgetError:  # no number of machines makes it: as much as can be is ready then
             return most
         return min(max(needed, at_work), most)

@@ -22,6 +22,7 @@ from prebake.stop import Stop
 from storage.locks import HeldLock
 from storage.store import Store, open_store
 from tasks.bake import BakeReport, bake
+from tasks.groups import Groups
 from tasks.ingest import IngestReport, ingest
 from tasks.machines import MakeMachines, bake_on_machines
 from tasks.mine import MineReport, mine
@@ -185,6 +186,8 @@ def machines_of(settings: Settings, make: MakeMachines | None = None) -> MakeMac
             return None
         case "processes":
             return Processes
+        case "groups":
+            return Groups.checked(settings)
         case "prefect":
             if make is None:
                 raise SettingsError(

@@ -87,6 +87,7 @@ def bake(
     """
     from storage.catalog import newest_plan
     from tasks.bake import bake as step
+    from tasks.groups import leave
     from tasks.owner import owner_name
 
     with _step(context, json) as run:
@@ -101,6 +102,7 @@ def bake(
             raise
         store.ledger.finish_run(run_id, "completed", {})
         show("bake", report, json)
+    leave(settings_of(context))
 
 
 def publish(context: typer.Context, json: Json = False) -> None:
