@@ -58,19 +58,28 @@ def _section(title: str, prefix: str, model: type[BaseModel], meaning: str | Non
     inner = []
     for key, field in model.model_fields.items():
         if nested := _model(field):
-            inner.append((key, nested))
+            inner.append((f"[{prefix}.{key}]", key, nested))
+            continue
+        if many := _models(field):
+            inner.append((f"[[{prefix}.{key}]]", key, many))
             continue
         default = "required" if field.is_required() else toml_value(field.get_default(call_default_factory=True))
         meaning_ = (field.description or "").replace("|", "\\|")
         yield f"| `{key}` | {_type(field)} | {f'`{default}`' if default else ''} | {meaning_} |"
     yield ""
-    for key, nested in inner:
-        yield from _section(f"[{prefix}.{key}]", f"{prefix}.{key}", nested)
+    for inner_title, key, nested in inner:
+        yield from _section(inner_title, f"{prefix}.{key}", nested)
 
 
 def _model(field: FieldInfo) -> type[BaseModel] | None:
     annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _models(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a list of tables."""
+    first = next(iter(get_args(field.annotation)), None)
+    return first if isinstance(first, type) and issubclass(first, BaseModel) else None
 
 
 def _type(field: FieldInfo) -> str:

@@ -18,7 +18,7 @@ from prebake.prices import GpuPrice
 from prebake.settings import Capacity, Prices, Settings
 from prebake.settings import Engine as EngineSettings
 from prebake.stop import Stop
-from storage.store import Store
+from storage.store import Store, open_store
 from tasks.bake import BakeReport, bake
 from tasks.machines import Need, bake_on_machines
 from tasks.night import machines_of
@@ -143,6 +143,17 @@ def test_several_workers_bake_a_plan_once_and_the_report_is_their_sum(
     spent = store.ledger.workers.of_plan(PLAN_ID)
     assert report.gpu_usd == pytest.approx(sum(worker.booked_usd for worker in spent))
     assert {worker.end for worker in spent} == {"done"}
+
+
+def test_workers_share_a_plan_through_s3_and_postgresql(
+    s3_settings: Settings, postgres_url: str, settings: Settings, gate: threading.Event
+) -> None:
+    place = s3_settings.store.model_copy(update={"ledger_url": postgres_url})
+    shared = _with(settings, store=place, privacy=s3_settings.privacy)
+    with open_store(shared) as store:
+        planned = add_plan(store, shared, [question(n) for n in range(60)], shard_size=10)
+        assert _bake(store, shared, Threads(gate)).answers == 60
+        assert Counter(row["fingerprint"] for row in committed(store)) == Counter(planned)
 
 
 def test_a_plan_that_is_baked_needs_no_machines(store: Store, settings: Settings, gate: threading.Event) -> None:

@@ -11,13 +11,14 @@ from prefect.exceptions import ParameterTypeError
 from prefect.utilities.callables import parameter_schema
 
 from flows.backfill import backfill
+from flows.bake_worker import bake_worker
 from flows.nightly import nightly
 from flows.run import last_full_day, run_name
 
 DAYS = {"start": "2026-11-01", "end": "2026-11-03"}
 
 
-@pytest.mark.parametrize("flow", [nightly, backfill], ids=["nightly", "backfill"])
+@pytest.mark.parametrize("flow", [nightly, backfill, bake_worker], ids=["nightly", "backfill", "bake-worker"])
 def test_every_parameter_has_a_help_text(flow: Flow[..., Any]) -> None:
     for name, parameter in parameter_schema(flow).properties.items():
         assert parameter.get("description"), f"{flow.name}: {name} has no help text"
@@ -26,6 +27,7 @@ def test_every_parameter_has_a_help_text(flow: Flow[..., Any]) -> None:
 def test_a_backfill_needs_both_its_days_and_a_night_needs_nothing() -> None:
     assert parameter_schema(backfill).required == ["start", "end"]
     assert parameter_schema(nightly).required == []
+    assert parameter_schema(bake_worker).required == []
 
 
 @pytest.mark.parametrize(
