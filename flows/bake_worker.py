@@ -6,7 +6,6 @@ Any number may run at once, on machines that may go at any moment. Prefect never
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +78,6 @@ def _settings(file: str) -> Settings:
 def _drained(stop: Stop) -> State[Any]:
     """Cancelled by name where somebody cancelled it, Preempted where the cloud takes the machine: both final."""
     message = f"drained: {stop.reason}; what was finished is kept, another worker goes on"
-    if stop.reason in signal.Signals.__members__:
-        return Cancelled(message=message)
-    return State(type=StateType.CANCELLED, name="Preempted", message=message)
+    if stop.notice:
+        return State(type=StateType.CANCELLED, name="Preempted", message=message)
+    return Cancelled(message=message)

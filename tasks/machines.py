@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 from capacity.size import machines_needed
 from prebake.errors import BudgetError, EngineError
 from prebake.progress import Progress, Silent
+from prebake.pulse import Pace, Pulse, seconds_for
 from prebake.settings import Settings
 from prebake.stop import Stop
 from storage.store import Store
 from storage.workers import Worker
 from tasks.bake import BakeReport
+from tasks.owner import owner_name
 from tasks.purse import budget_of
 
 _LOOK_S: Final = 2.0
@@ -87,12 +89,12 @@ def bake_on_machines(
     was requested (the workers drain first), EngineError where no worker gets anywhere, and what the machines raise.
     """
     progress, stop = progress or Silent(), stop or Stop()
-    watch = _Watch(store, settings, plan_id, ready_at)
+    watch = _Watch(store, settings, plan_id, run_id, ready_at)
     if watch.now.rows < watch.now.answers:
         machines = make(store, settings, plan_id, run_id)
         try:
-            with progress.track("bake", watch.now.answers - watch.now.rows) as advance:
-                _until_over(watch, machines, advance, stop)
+            with progress.watch(watch.pulse):
+                _until_over(watch, machines, stop)
             if watch.done:
                 _wait_for_end(machines)
         finally:
@@ -101,13 +103,12 @@ def bake_on_machines(
     return watch.report()
 
 
-def _until_over(watch: _Watch, machines: Machines, advance: Callable[[int], None], stop: Stop) -> None:
+def _until_over(watch: _Watch, machines: Machines, stop: Stop) -> None:
     """Keep as many workers as are needed, until there is nothing more that they should do."""
     fruitless = 0
     while True:
         rows = watch.now.rows
         watch.look()
-        advance(watch.now.rows - rows)
         need = watch.need()
         if watch.done or watch.late or (not need.workers and not machines.running()):
             return
@@ -130,19 +131,44 @@ def _wait_for_end(machines: Machines) -> None:
 class _Watch:
     """What the ledger says of one plan, from the moment a night begins to bake it."""
 
-    def __init__(self, store: Store, settings: Settings, plan_id: str, ready_at: datetime | None) -> None:
-        self._store, self._settings, self._plan_id, self._ready_at = store, settings, plan_id, ready_at
+    def __init__(self, store: Store, settings: Settings, plan_id: str, run_id: str, ready_at: datetime | None) -> None:
+        self._store, self._settings, self._ready_at = store, settings, ready_at
+        self._plan_id, self._run_id = plan_id, run_id
         self._started = time.monotonic()
         self._parts_before = {part.key for part in store.ledger.parts(plan_id)}
         self._ended_before = {worker.worker_id for worker in self._all() if not worker.alive}
         self._planned_s = _planned_s(store, plan_id)
         self.now = self._begin = store.ledger.progress(plan_id)
         self._workers = self._mine(self._all())
+        self._answers = Pace(self._started, self.now.rows)
+        self._tokens = Pace(self._started, self._completion_tokens())
 
     def look(self) -> None:
         """Read the ledger anew."""
         self.now = self._store.ledger.progress(self._plan_id)
         self._workers = self._mine(self._all())
+
+    def pulse(self) -> Pulse:
+        """The bake as it was at the last look; counts and money are those of all its workers."""
+        clock, now, workers = time.monotonic(), self.now, self._workers
+        at_work = any(worker.alive and worker.busy_s > 0 for worker in workers)
+        return Pulse(
+            plan_id=self._plan_id,
+            run_id=self._run_id,
+            owner=owner_name(),
+            answers=now.rows,
+            planned=now.answers,
+            shards_pending=now.pending,
+            shards_leased=now.leased,
+            shards_done=now.done,
+            seconds_left=seconds_for(now.answers - now.rows, self._answers.per_s(clock, now.rows)),
+            completion_tokens=self._completion_tokens(),
+            resumed_tokens=sum(worker.resumed_tokens for worker in workers),
+            tokens_per_s=self._tokens.per_s(clock, self._completion_tokens()) if at_work else None,
+            seconds=clock - self._started,
+            usd=sum(worker.booked_usd for worker in workers),
+            budget_usd=budget_of(self._settings).usd,
+        )
 
     @property
     def done(self) -> bool:
@@ -193,6 +219,9 @@ class _Watch:
     def _mine(self, workers: list[Worker]) -> list[Worker]:
         """Those of this bake; a night that was killed left some that are still at work."""
         return [worker for worker in workers if worker.worker_id not in self._ended_before]
+
+    def _completion_tokens(self) -> int:
+        return sum(worker.completion_tokens for worker in self._workers)
 
     def _broke(self) -> bool:
         """Whether a worker found nothing left that the budget pays."""

@@ -30,9 +30,7 @@ def budget_of(settings: Settings) -> Budget:
 class Purse:
     """The budget as this worker sees it, in GPU seconds: one machine's time, whatever it does with it."""
 
-    def __init__(
-        self, ledger: Ledger, settings: Settings, plan_id: str, run_id: str, owner: str, tally: Tally
-    ) -> None:
+    def __init__(self, ledger: Ledger, settings: Settings, plan_id: str, run_id: str, owner: str, tally: Tally) -> None:
         self._workers, self._budget = ledger.workers, budget_of(settings)
         self._price, self._lease_s = settings.prices.gpu, settings.engine.lease_s
         self._who = (plan_id, run_id, owner)

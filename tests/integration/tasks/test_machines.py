@@ -33,6 +33,7 @@ class Echo:
     gate: threading.Event = field(default_factory=threading.Event)
     prompts: list[Prompt] = field(default_factory=list)
     capacity: int = 4
+    restarts: int = 0
 
     @property
     def in_flight(self) -> int:
