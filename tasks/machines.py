@@ -23,6 +23,7 @@ from tasks.plan_watch import Need, PlanWatch
 
 _LOOK_S: Final = 2.0
 _END_S: Final = 60.0  # an engine that is done with its work closes within this time
+_LAST_WORD_S: Final = 10.0  # from a worker's end in the ledger to that of its process or run
 _DRAIN_S: Final = 20.0  # Prefect kills a night 30 s after its cancel
 _TRIES: Final = 3  # a worker's place is filled so many times in a row without one answer more
 
@@ -70,7 +71,7 @@ def bake_on_machines(
             with progress.watch(watch.pulse):
                 _until_over(watch, machines, stop)
             if watch.done:
-                _wait_for_end(machines)
+                _wait_for_end(watch, machines, stop)
         finally:
             machines.stop(_DRAIN_S)
         stop.check()
@@ -96,7 +97,10 @@ def _until_over(watch: PlanWatch, machines: Machines, stop: Stop) -> None:
             return
 
 
-def _wait_for_end(machines: Machines) -> None:
+def _wait_for_end(watch: PlanWatch, machines: Machines, stop: Stop) -> None:
+    """Let workers that are done close their engines and say so; machines that their workers left are not kept."""
     give_up = time.monotonic() + _END_S
-    while machines.running() and time.monotonic() < give_up:
-        time.sleep(_LOOK_S / 4)
+    while machines.running() and time.monotonic() < give_up and not stop.wait(_LOOK_S / 4):
+        watch.look()
+        if not watch.at_work:
+            give_up = min(give_up, time.monotonic() + _LAST_WORD_S)

@@ -66,6 +66,11 @@ class PlanWatch:
         return self.now.done == self.now.shards
 
     @property
+    def at_work(self) -> bool:
+        """Whether any worker is alive."""
+        return any(worker.alive for worker in self._workers)
+
+    @property
     def late(self) -> bool:
         """Whether the answers must be ready now."""
         return self._left_h() <= 0
