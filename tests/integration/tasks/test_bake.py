@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import threading
 from collections import Counter
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 
-from engine import Completion, Engine, Partial
+from engine import Completion, Engine
 from prebake.errors import Interrupted, SettingsError
 from prebake.prices import GpuPrice
 from prebake.routes import Route
@@ -19,7 +17,6 @@ from prebake.settings import Settings
 from prebake.stop import Stop
 from storage.store import Store
 from tasks.bake import BakeReport, bake
-from tasks.bake_parts import read_partials
 from tests.baking import PLAN_ID, add_plan, committed, message, question
 
 pytestmark = pytest.mark.slow
@@ -106,34 +103,6 @@ def test_a_bake_that_was_stopped_goes_on_from_the_very_token(store: Store, setti
     assert report.resumed_tokens > 0
     baked = {row["fingerprint"]: row["completion_tokens"] for row in committed(store)}
     assert baked == dict(zip(planned, limits, strict=True))
-
-
-def test_tokens_of_unfinished_answers_are_kept_from_time_to_time(
-    store: Store, settings: Settings, engine: Engine
-) -> None:
-    often = settings.engine.model_copy(update={"partials_s": 0.2, "flush_s": 0.1})
-    planned = add_plan(store, settings, [question(n, max_tokens=400, ignore_eos=True) for n in range(64)])
-    seen = dict[bytes, Partial]()
-    stop = Stop()
-
-    def look() -> None:
-        while not seen and not stop.wait(0.05):
-            for info in store.objects.list("partials/"):
-                (shard_id,) = re.findall(r"(\d+)\.parquet", info.key)
-                seen.update(read_partials(store, PLAN_ID, int(shard_id)))
-
-    looker = threading.Thread(target=look)
-    looker.start()
-    report = _bake(store, settings.model_copy(update={"engine": often}), engine)
-    stop.request("the bake is over")
-    looker.join()
-    assert all(0 < len(partial.token_ids) < 400 for partial in seen.values())
-    assert seen.keys() <= set(planned)
-    assert seen
-    assert report.resumed_tokens > 0
-    assert Counter(row["fingerprint"] for row in committed(store)) == Counter(planned)
-    assert {row["completion_tokens"] for row in committed(store)} == {400}
-    assert list(store.objects.list("partials/")) == []
 
 
 def test_nothing_is_admitted_whose_worst_case_the_budget_cannot_pay(

@@ -165,6 +165,28 @@ def test_partial_answers_outlive_a_second_stop_that_came_before_they_were_gone_o
     assert first.tokens + second.tokens + third.tokens == 16 * 50
 
 
+def test_tokens_of_unfinished_answers_are_kept_from_time_to_time_for_whoever_comes_after_a_kill(
+    store: Store, settings: Settings
+) -> None:
+    often = settings.model_copy(update={"engine": settings.engine.model_copy(update={"partials_s": 0.05})})
+    planned = add_plan(store, settings, _questions(8, max_tokens=50), shard_size=8)
+    engine = ParrotEngine(step_s=0.01)
+    kept = dict[bytes, Partial]()
+
+    def look() -> None:  # by now, 0.2 s and more after the start, the writer's thread has been told to keep them
+        give_up = time.monotonic() + 60
+        while not kept and time.monotonic() < give_up:
+            kept.update(read_partials(store, PLAN_ID, 0))
+
+    engine.alarm = (20 * 8, look)
+    report = _bake(store, often, engine)
+    assert kept.keys() == set(planned)
+    assert all(0 < len(partial.token_ids) < 50 for partial in kept.values())
+    assert engine.tokens == 8 * 50
+    assert report.resumed_tokens > 0
+    assert list(store.objects.list("partials/")) == []
+
+
 def test_a_store_that_refuses_once_at_the_stop_still_gets_the_partial_answers(
     store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
