@@ -38,8 +38,10 @@ def cluster(folder: str) -> Iterator[None]:
     """A cluster with two CPUs."""
     from tasks.bake_ray import ray_cluster
 
-    with ray_cluster("local", num_cpus=2, object_store_memory=100 * 2**20, _temp_dir=folder):
-        yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HOME", folder)  # Ray keeps a token there
+        with ray_cluster("local", num_cpus=2, object_store_memory=100 * 2**20, _temp_dir=folder):
+            yield
 
 
 @pytest.fixture
