@@ -50,7 +50,7 @@ _logger = logging.getLogger(__name__)
 def ray_cluster(address: str, **options: Any) -> Iterator[None]:
     """Connected to the cluster at that address for as long as the block lasts; ``local``: one on this machine alone.
 
-    ``options`` are ``ray.init``'s. Raises SettingsError if it cannot be reached.
+    ``options`` are ``ray.init``'s. Raises SettingsError if it cannot be reached or started.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -58,9 +58,9 @@ def ray_cluster(address: str, **options: Any) -> Iterator[None]:
         options = {"include_dashboard": False} | options
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # no connection, or no folder for a cluster of one's own
         raise SettingsError(
-            f"Ray at {address!r}: cannot be reached: {' '.join(str(error).split())[:300]}; give the address of a "
+            f"Ray at {address!r}: cannot be used: {' '.join(str(error).split())[:300]}; give the address of a "
             f"running cluster, auto, or {LOCAL}"
         ) from None
     try:

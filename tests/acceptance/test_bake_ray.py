@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -26,13 +27,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cluster with two CPUs, which writes nothing outside its own folder."""
+def folder() -> Iterator[str]:
+    """All that Ray writes is here. Its name is short, because that of a socket below may have 107 bytes."""
+    with TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: str) -> Iterator[None]:
+    """A cluster with two CPUs."""
     from tasks.bake_ray import ray_cluster
 
-    folder = tmp_path_factory.mktemp("ray")
-    with ray_cluster("local", num_cpus=2, object_store_memory=100 * 2**20, _temp_dir=str(folder)):
-        yield
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HOME", folder)  # Ray keeps a token there
+        with ray_cluster("local", num_cpus=2, object_store_memory=100 * 2**20, _temp_dir=folder):
+            yield
 
 
 @pytest.fixture
@@ -77,17 +86,20 @@ def test_what_goes_wrong_in_an_actor_is_told_in_one_line(cluster: None, store: S
     assert "\n" not in str(raised.value)
 
 
-def test_sigterm_to_the_command_drains_the_actors(store: Store, settings: Settings, tmp_path: Path) -> None:
+def test_a_folder_where_ray_cannot_start_is_told_in_one_line(folder: str, store: Store, settings: Settings) -> None:
+    add_plan(store, settings, [question(1)])
+    environment = _environment(settings, f"{folder}/{'long' * 30}")
+    command = [sys.executable, "-m", "prebake", "bake", "--ray", "local", "--gpus", "0"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 2
+    assert "Ray at 'local': cannot be used" in ended.stderr.splitlines()[-1]
+
+
+def test_sigterm_to_the_command_drains_the_actors(store: Store, settings: Settings, folder: str) -> None:
     add_plan(store, settings, [question(n) for n in range(64)])
-    environment = {
-        "PREBAKE_STORE": settings.store.model_dump_json(),
-        "PREBAKE_ENGINE": settings.engine.model_dump_json(),
-        "RAY_TMPDIR": str(tmp_path),
-        "HOME": str(tmp_path),
-    }
     command = subprocess.Popen(
         [sys.executable, "-m", "prebake", "bake", "--ray", "local", "--gpus", "0"],
-        env=os.environ | environment,
+        env=_environment(settings, folder),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -97,3 +109,13 @@ def test_sigterm_to_the_command_drains_the_actors(store: Store, settings: Settin
     assert command.returncode == 130, complaint
     assert "SIGTERM" in complaint.splitlines()[-1]
     assert store.ledger.progress(PLAN_ID).leased == 0
+
+
+def _environment(settings: Settings, folder: str) -> dict[str, str]:
+    own = {
+        "PREBAKE_STORE": settings.store.model_dump_json(),
+        "PREBAKE_ENGINE": settings.engine.model_dump_json(),
+        "RAY_TMPDIR": folder,
+        "HOME": folder,
+    }
+    return os.environ | own
