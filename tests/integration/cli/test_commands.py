@@ -240,8 +240,16 @@ def test_a_signal_stops_a_night_politely_and_the_same_command_goes_on(folder: Pa
     assert prebake(folder, "nightly", "--log", "log.jsonl.gz").returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", ["ingest", "mine", "plan", "publish"])
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        ("ingest", signal.SIGINT),
+        ("mine", signal.SIGTERM),
+        ("plan", signal.SIGINT),
+        ("bake", signal.SIGTERM),
+        ("publish", signal.SIGINT),
+    ],
+)
 def test_a_signal_after_any_step_leaves_nothing_half_done(folder: Path, step: str, number: signal.Signals) -> None:
     """The signal comes while the next step begins; where a person presses the key is chance enough for the rest."""
     command = [sys.executable, "-m", "prebake", "nightly", "--log", "log.jsonl.gz"]
