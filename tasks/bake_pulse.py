@@ -53,7 +53,7 @@ class PulseTaker:
     ) -> None:
         self.tally = Tally()
         self._ledger, self._writer, self._stop = ledger, writer, stop
-        self._price, self._budget_usd = settings.prices.gpu, _budget_usd(settings)
+        self._price, self._budget_usd = settings.prices.gpu, budget_usd(settings)
         self._plan_id, self._run_id, self._owner = plan_id, run_id, owner
         self._plan = ledger.progress(plan_id)
         self._others = self._plan.rows
@@ -133,7 +133,7 @@ class PulseTaker:
                 self.ask()
 
 
-def _budget_usd(settings: Settings) -> float | None:
+def budget_usd(settings: Settings) -> float | None:
     """The tighter of the two limits, in dollars."""
     plan = settings.plan
     from_time = None if plan.budget_gpu_s is None else settings.prices.gpu.usd(plan.budget_gpu_s)

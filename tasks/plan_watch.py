@@ -23,6 +23,7 @@ from prebake.settings import Settings
 from storage.store import Store
 from storage.workers import Worker
 from tasks.bake import BakeReport
+from tasks.bake_pulse import budget_usd
 from tasks.purse import budget_of
 
 _MEASURED_S: Final = 60.0  # from so many seconds of work on, the machines' measured speed counts
@@ -94,7 +95,7 @@ class PlanWatch:
             else None,
             seconds=now - self._started,
             usd=sum(worker.booked_usd for worker in workers),
-            budget_usd=budget_of(self._settings).usd,
+            budget_usd=budget_usd(self._settings),
         )
 
     def need(self) -> Need:
