@@ -16,7 +16,7 @@ from engine import Engine, Partial, Status
 from engine.supervised import SupervisedEngine
 from prebake.errors import SettingsError
 from prebake.settings import Engine as EngineSettings
-from tests.deadly_processor import DEADLY_SEED, MOST_AT_ONCE
+from tests.processors import DEADLY_SEED, MOST_AT_ONCE
 from tests.tiny_model import MAX_MODEL_LEN, answer_all, ask, engine_settings_for
 
 pytestmark = pytest.mark.slow
@@ -99,15 +99,17 @@ def test_control_tokens_in_the_text_are_text(engine: Engine) -> None:
 def test_a_stopped_answer_goes_on_where_it_was_and_ends_as_if_never_stopped(engine: Engine) -> None:
     prompts = {n: ask(n, f"tell me about {n}", limit=200) for n in range(60)}
     whole = answer_all(engine, list(prompts.values()))
-    for prompt in prompts.values():
-        engine.add(prompt)
-    stopped = []
-    while not stopped:
-        stopped = engine.step()
-    stopped += engine.salvage()
-    assert engine.in_flight == 0
-    assert len(stopped) == len(prompts)
-    partials = [c for c in stopped if c.status is Status.PARTIAL]
+    partials: list[Completion] = []
+    while not partials:  # once more if the engine was through before it was stopped
+        for prompt in prompts.values():
+            engine.add(prompt)
+        stopped: list[Completion] = []
+        while not stopped:
+            stopped = engine.step()
+        stopped += engine.salvage()
+        assert engine.in_flight == 0
+        assert len(stopped) == len(prompts)
+        partials = [c for c in stopped if c.status is Status.PARTIAL]
     again = answer_all(engine, [replace(prompts[int.from_bytes(c.key, "big")], partial=c.partial) for c in partials])
     assert sum(completion.resumed_tokens for completion in again.values()) > 0
     for number, completion in again.items():
@@ -183,7 +185,7 @@ def test_no_process_of_the_engine_outlives_a_parent_killed_with_9(engine_setting
 
 
 def test_a_prompt_that_kills_the_engine_is_found_and_all_others_are_answered(tiny_model: Path) -> None:
-    processors = {"logits_processors": ["tests.deadly_processor:DeadlyProcessor"]}
+    processors = {"logits_processors": ["tests.processors:DeadlyProcessor"]}
     engine = SupervisedEngine(engine_settings_for(tiny_model, args=processors))
     try:
         done = answer_all(engine, [ask(1, "hi", seed=DEADLY_SEED), *(ask(n, "hi", seed=n) for n in range(2, 5))])
@@ -199,7 +201,7 @@ def test_a_prompt_that_kills_the_engine_is_found_and_all_others_are_answered(tin
 
 
 def test_an_engine_that_runs_out_of_memory_again_goes_on_with_smaller_limits(tiny_model: Path) -> None:
-    hungry = {"logits_processors": ["tests.deadly_processor:HungryProcessor"], "max_num_seqs": 2 * MOST_AT_ONCE}
+    hungry = {"logits_processors": ["tests.processors:HungryProcessor"], "max_num_seqs": 2 * MOST_AT_ONCE}
     engine = SupervisedEngine(engine_settings_for(tiny_model, args=hungry))
     try:
         done = answer_all(engine, [ask(n, "hi", max_tokens=8, ignore_eos=True) for n in range(4 * MOST_AT_ONCE)])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from engine import Completion, Engine
+from engine import Completion, Engine, open_engine
 from prebake.errors import Interrupted, SettingsError
 from prebake.prices import GpuPrice
 from prebake.routes import Route
@@ -18,8 +21,11 @@ from prebake.stop import Stop
 from storage.store import Store
 from tasks.bake import BakeReport, bake
 from tests.baking import PLAN_ID, add_plan, committed, message, question
+from tests.tiny_model import engine_settings_for
 
 pytestmark = pytest.mark.slow
+
+SLOW = "tests.processors:SlowProcessor"
 
 
 @pytest.fixture
@@ -88,11 +94,20 @@ class _StopAtFirstAnswer:
         return done
 
 
-def test_a_bake_that_was_stopped_goes_on_from_the_very_token(store: Store, settings: Settings, engine: Engine) -> None:
+@pytest.fixture
+def slow_engine(tiny_model: Path) -> Iterator[Engine]:
+    """An engine that takes longer for the prompts it has than the bake for its next look at them."""
+    with closing(open_engine(engine_settings_for(tiny_model, args={"logits_processors": [SLOW]}))) as engine:
+        yield engine
+
+
+def test_a_bake_that_was_stopped_goes_on_from_the_very_token(
+    store: Store, settings: Settings, engine: Engine, slow_engine: Engine
+) -> None:
     limits = [100 + 3 * (n % 100) for n in range(160)]
     planned = add_plan(store, settings, [question(n, max_tokens=m, ignore_eos=True) for n, m in enumerate(limits)])
     stop = Stop()
-    stopping = cast(Engine, _StopAtFirstAnswer(engine, stop))
+    stopping = cast(Engine, _StopAtFirstAnswer(slow_engine, stop))
     with pytest.raises(Interrupted, match="the test says so"):
         _bake(store, settings, stopping, stop=stop)
     assert store.ledger.progress(PLAN_ID).leased == 0

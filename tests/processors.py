@@ -1,19 +1,21 @@
-"""Logits processors for vLLM that end the engine: one for a certain prompt, one for a batch that is too large.
+"""Logits processors for vLLM: one ends the engine at a certain prompt, one at a batch that is too large, one is slow.
 
-They stand for what really does so (a kernel that faults, a grammar that never ends, a GPU that is full): the deaths are
-real.
+They stand for what really does so (a kernel that faults, a grammar that never ends, a GPU that is full, a model that
+is not tiny): the deaths and the waiting are real.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any, Final
 
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
 DEADLY_SEED: Final = 666
 MOST_AT_ONCE: Final = 4
+STEP_S: Final = 0.01
 
 
 class DeadlyProcessor(LogitsProcessor):
@@ -45,4 +47,15 @@ class HungryProcessor(DeadlyProcessor):
 
         if logits.shape[0] > MOST_AT_ONCE:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return logits
+
+
+class SlowProcessor(DeadlyProcessor):
+    """Sleeps at each token as a large model computes: a bake can be stopped before its engine is through."""
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def apply(self, logits: Any) -> Any:
+        time.sleep(STEP_S)
         return logits
