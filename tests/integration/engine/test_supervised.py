@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, Partial, Status
+from engine import Completion, Engine, Partial, Status
 from engine.supervised import SupervisedEngine
 from prebake.errors import SettingsError
 from prebake.settings import Engine as EngineSettings
