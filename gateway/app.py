@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gateway.chat import Chat, Reason, marks
+from gateway.chat import NOT_CACHED, Chat, Reason, marks
+from gateway.controls import read_controls
 from gateway.identity import Identity
 from gateway.metrics import Metrics
 from gateway.reload import Serving, cache_folder
@@ -84,6 +85,8 @@ class Gateway:
         if not is_inside(scope["path"]):
             body = error("The path leads out of the API.", kind="invalid_request_error", code="not_found")
             return await send_json(send, 404, body, headers)
+        if read_controls(scope["headers"]).only_if_cached:
+            return await send_json(send, 504, NOT_CACHED, headers)
         await self._upstream.forward(scope, receive, send, more=has_body(scope["headers"]), marks=headers)
 
     @asynccontextmanager

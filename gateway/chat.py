@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from gateway.controls import Controls, read_controls
 from gateway.identity import Identity
 from gateway.metrics import Metrics
 from gateway.reload import NoStore, Serving
 from gateway.request_log import PEOPLE_FIELDS, LogRow, RequestLog
-from gateway.responses import completion, stream
-from gateway.upstream import Headers, Receive, Scope, Send, Upstream
+from gateway.responses import completion, error, stream
+from gateway.upstream import Headers, Receive, Scope, Send, Upstream, send_json
 from prebake.answer import Answer
 from prebake.errors import PrebakeError
 from prebake.request import Bypass, key_request
@@ -35,16 +36,27 @@ logger = logging.getLogger(__name__)
 
 # Obfuscation pads chunks against eavesdroppers who measure them; a hit is one burst, which has nothing to measure.
 STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
+NOT_CACHED = error(
+    "There is no stored answer to this request, and Cache-Control: only-if-cached forbids to ask the model.",
+    kind="cache_error",
+    code="not_cached",
+)
 
 
 class Reason(StrEnum):
     """Why a request went to the upstream, beside prebake.request.Bypass and gateway.reload.NoStore."""
 
     NOT_BAKED = "not_baked"  # no answer with this key, or it has expired
+    TOO_OLD = "too_old"  # the answer is older than the request's max-age
+    NO_CACHE = "no_cache"  # the request wants a new answer
     TOO_LARGE = "too_large"  # longer than the settings look at
     DELIVERY = "delivery"  # wants the answer in a way that only the upstream can do, or refuse
     QUERY = "query"  # a query string, which the key knows nothing of
     NOT_CHAT = "not_chat"  # another path of the API
+
+
+# What the night could not read, or would count as asked in another partition than it was.
+UNLOGGED = frozenset({Bypass.MALFORMED, Bypass.NAMESPACE})
 
 
 class Outcome(NamedTuple):
@@ -93,22 +105,33 @@ class Chat:
         raw, more = read
         body = None if more else _parse(raw)
         tenant = self._identity.tenant(scope["headers"])
-        outcome = self._look_up(scope, body, tenant, more)
+        controls = read_controls(scope["headers"])
+        outcome = self._look_up(scope, body, tenant, more, controls)
         self._requests(outcome.route, outcome.cache, outcome.reason or "").inc()
         if (answer := outcome.answer) is not None:
             await self._send_hit(send, answer, body, arrived)
             self._metrics.hit_seconds.observe(perf_counter() - started)
             status, tail = 200, b""
+        elif controls.only_if_cached:  # RFC 9111, 5.2.1.7
+            await send_json(send, 504, NOT_CACHED, marks(outcome.cache, outcome.reason))
+            status, tail = 504, b""
         else:
             passed = await self._upstream.forward(
                 scope, receive, send, body=raw, more=more, marks=marks(outcome.cache, outcome.reason)
             )
             status, tail = passed.status, passed.tail
-        if self._log is not None and status and isinstance(body, dict) and outcome.reason != Bypass.MALFORMED:
+        if (
+            self._log is not None
+            and status
+            and not controls.no_store
+            and isinstance(body, dict)
+            and outcome.reason not in UNLOGGED
+        ):
             self._log.add(
                 LogRow(
                     arrived,
                     tenant,
+                    controls.namespace or None,
                     self._identity.user(scope["headers"], body),
                     raw,
                     not PEOPLE_FIELDS.isdisjoint(body),
@@ -121,16 +144,18 @@ class Chat:
                 )
             )
 
-    def _look_up(self, scope: Scope, body: Any, tenant: str | None, more: bool) -> Outcome:
+    def _look_up(self, scope: Scope, body: Any, tenant: str | None, more: bool, controls: Controls) -> Outcome:
         if more:
             return Outcome("bypass", Reason.TOO_LARGE, "")
+        if controls.no_cache:
+            return Outcome("bypass", Reason.NO_CACHE, "")
         if scope["query_string"]:
             return Outcome("bypass", Reason.QUERY, "")
         if isinstance(body, dict) and not _delivery_is_ours(body):
             return Outcome("bypass", Reason.DELIVERY, "")
         store = self._serving.store
         try:
-            key = key_request(body, self._routes, tenant)
+            key = key_request(body, self._routes, tenant, controls.namespace)
             if isinstance(key, Bypass):
                 return Outcome("bypass", key, "")
             if store is None:
@@ -141,6 +166,8 @@ class Chat:
             return Outcome("miss", NoStore.BROKEN, "")
         if answer is None:
             return Outcome("miss", Reason.NOT_BAKED, key.route.name)
+        if controls.max_age_s is not None and _age_s(answer, time.time()) > controls.max_age_s:
+            return Outcome("miss", Reason.TOO_OLD, key.route.name)
         return Outcome("hit", None, key.route.name, answer)
 
     async def _send_hit(self, send: Send, answer: Answer, body: Any, now: float) -> None:
@@ -157,7 +184,9 @@ class Chat:
             (b"content-type", content_type),
             (b"content-length", b"%d" % len(data)),
             (b"x-prebake", b"hit"),
-            (b"age", b"%d" % max(0, int(now) - answer.baked_us // 1_000_000)),
+            (b"age", b"%d" % _age_s(answer, now)),
+            # What is left of its time is max-age minus age (RFC 9111, 4.2); private, as all that a key opens.
+            (b"cache-control", b"private, max-age=%d" % ((answer.expires_us - answer.baked_us) // 1_000_000)),
             (b"x-prebake-run", answer.run_id.encode()),
             (b"x-prebake-snapshot", self._serving.version),
         ]
@@ -176,6 +205,10 @@ class Chat:
 def marks(cache: str, reason: str | None) -> Headers:
     """The headers that say what the gateway did with a request that it passed on."""
     return [(b"x-prebake", cache.encode()), (b"x-prebake-reason", (reason or "").encode())]
+
+
+def _age_s(answer: Answer, now: float) -> int:
+    return max(0, int(now) - answer.baked_us // 1_000_000)
 
 
 async def _read(receive: Receive, limit: int) -> tuple[bytes, bool] | None:

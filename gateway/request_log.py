@@ -43,6 +43,7 @@ class LogRow(NamedTuple):
 
     ts: float
     tenant: str | None
+    namespace: str | None
     user: str | None
     body: bytes
     people: bool
@@ -165,6 +166,7 @@ def _record(row: LogRow, salt: bytes) -> tuple[Any, ...]:
     return (
         int(row.ts * 1e6),
         row.tenant,
+        row.namespace,
         None if row.user is None else hash_user(row.user, salt),
         without_people(row.body) if row.people else row.body.decode(),
         row.cache,

@@ -83,9 +83,9 @@ class AnswerStore:
         answer = Answer.decode(fingerprint, value)
         return answer if now.timestamp() * 1e6 < answer.expires_us else None
 
-    def lookup(self, body: Any, routes: Routes, tenant: str | None, now: datetime) -> Lookup:
+    def lookup(self, body: Any, routes: Routes, tenant: str | None, now: datetime, namespace: str = "") -> Lookup:
         """The answer to the parsed JSON body of a request, with its key or the reason why it was not looked up."""
-        key = key_request(body, routes, tenant)
+        key = key_request(body, routes, tenant, namespace)
         answer = self.get(key.fingerprint, now) if isinstance(key, Keyed) else None
         return tuple.__new__(Lookup, (answer, key))
 

@@ -1,6 +1,6 @@
 """The canonical request and its fingerprint: the one key that ties night and day together.
 
-In: the JSON body of a chat-completion request, the route it belongs to, the tenant who asks.
+In: the JSON body of a chat-completion request, the route it belongs to, the tenant who asks, and the namespace if any.
 Out: 16 bytes that are equal exactly when the same answer may be given, or the typed reason why
 the request must not be answered from the store. The gateway and ingest call this same code.
 
@@ -13,6 +13,7 @@ Anyone with SHA-256 can recompute it: ``left(sha256(canonical), 32)`` as hexadec
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from enum import StrEnum
@@ -77,6 +78,7 @@ _DEEPEST: Final = 100  # levels of nesting in one parameter
 # At most some 25 MB are remembered.
 _MOST_REMEMBERED: Final = 512
 _LONGEST_REMEMBERED: Final = 16_384  # bytes
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _CLOSING: Final = " .!?…。！？"  # noqa: RUF001 - full-width closing marks are meant
 
 
@@ -87,6 +89,7 @@ class Bypass(StrEnum):
     NO_ROUTE = "no_route"  # no route in the settings takes it
     ROUTE_OFF = "route_off"  # its route is switched off
     NO_TENANT = "no_tenant"  # its route answers per tenant and nobody said which
+    NAMESPACE = "namespace"  # its namespace is none: too long, or of other letters than allowed
     SAMPLING = "sampling"  # hotter than the route allows: the caller wants variety
     CHOICES = "choices"  # n > 1
     LOGPROBS = "logprobs"
@@ -142,18 +145,19 @@ class _Template(NamedTuple):
     turns: int
 
 
-def key_request(body: Any, routes: Routes, tenant: str | None = None) -> Keyed | Bypass:
+def key_request(body: Any, routes: Routes, tenant: str | None = None, namespace: str = "") -> Keyed | Bypass:
     """Find the request's route and fingerprint, or the reason why it is none of ours.
 
-    ``body`` is the parsed JSON body as it came over the wire; it is not changed. Never raises.
+    ``body`` is the parsed JSON body as it came over the wire; it is not changed. ``namespace`` is the client's own
+    partition of its scope (:func:`is_namespace`). Never raises.
     """
     try:
         text = _only_text(body)
         if text is None:
-            route, scope, asked = _canonical(body, routes, tenant)
+            route, scope, asked = _canonical(body, routes, tenant, namespace)
             canonical = _json(asked)
         else:
-            route, scope, fold, head, tail, _, _, _ = _template(body, routes, tenant)
+            route, scope, fold, head, tail, _, _, _ = _template(body, routes, tenant, namespace)
             canonical = head + orjson.dumps(fold_text(text) if fold else text) + tail
     except _BypassedError as bypassed:
         return bypassed.reason
@@ -162,16 +166,16 @@ def key_request(body: Any, routes: Routes, tenant: str | None = None) -> Keyed |
     return tuple.__new__(Keyed, (route, scope, sha256(canonical).digest()[:16]))
 
 
-def read_request(body: Any, routes: Routes, tenant: str | None = None) -> Asked | Bypass:
+def read_request(body: Any, routes: Routes, tenant: str | None = None, namespace: str = "") -> Asked | Bypass:
     """What :func:`key_request` finds, and what the night and its readers need beside it, in one pass. Never raises."""
     text = _only_text(body)
     if text is None:
-        keyed = key_request(body, routes, tenant)
+        keyed = key_request(body, routes, tenant, namespace)
         if isinstance(keyed, Bypass):
             return keyed
         return Asked(*keyed, model_request(body, routes), user_turns(body), last_user_text(body))
     try:
-        route, scope, fold, head, tail, asked_head, asked_tail, turns = _template(body, routes, tenant)
+        route, scope, fold, head, tail, asked_head, asked_tail, turns = _template(body, routes, tenant, namespace)
         written = orjson.dumps(text)
         canonical = head + (orjson.dumps(fold_text(text)) if fold else written) + tail
     except _BypassedError as bypassed:
@@ -182,10 +186,10 @@ def read_request(body: Any, routes: Routes, tenant: str | None = None) -> Asked 
     return tuple.__new__(Asked, (route, scope, fingerprint, asked_head + written + asked_tail, turns, text))
 
 
-def canonical_request(body: Any, routes: Routes, tenant: str | None = None) -> bytes | Bypass:
+def canonical_request(body: Any, routes: Routes, tenant: str | None = None, namespace: str = "") -> bytes | Bypass:
     """The canonical JSON whose SHA-256 is the fingerprint, for people who want to see or recompute a key."""
     try:
-        return _json(_canonical(body, routes, tenant)[2])
+        return _json(_canonical(body, routes, tenant, namespace)[2])
     except _BypassedError as bypassed:
         return bypassed.reason
 
@@ -199,6 +203,11 @@ def model_request(body: Mapping[str, Any], routes: Routes) -> bytes:
         return _json(_asked(body, routes))
     except _BypassedError as bypassed:
         raise ValueError(f"model_request() takes only what key_request() accepts: {bypassed.reason}") from None
+
+
+def is_namespace(name: str) -> bool:
+    """Whether that is a namespace: 1 to 64 letters, digits and ``. _ : -`` of ASCII."""
+    return _NAMESPACE.fullmatch(name) is not None
 
 
 def fold_text(text: str) -> str:
@@ -240,16 +249,16 @@ def _only_text(body: Any) -> str | None:
     return None
 
 
-def _template(body: dict[str, Any], routes: Routes, tenant: str | None) -> _Template:
+def _template(body: dict[str, Any], routes: Routes, tenant: str | None, namespace: str) -> _Template:
     """Model, parameters and system prompt come back in request after request: their part is worked out once."""
-    given = orjson.dumps((tenant, body | {"messages": body["messages"][:-1]}))
-    return routes.templates.get(given) or _remembered(given, body, routes, tenant)
+    given = orjson.dumps((tenant, namespace, body | {"messages": body["messages"][:-1]}))
+    return routes.templates.get(given) or _remembered(given, body, routes, tenant, namespace)
 
 
-def _remembered(given: bytes, body: dict[str, Any], routes: Routes, tenant: str | None) -> _Template:
+def _remembered(given: bytes, body: dict[str, Any], routes: Routes, tenant: str | None, namespace: str) -> _Template:
     """Work the template out with an empty text, and remember it under the bytes of all that it depends on."""
     blank = body | {"messages": [*body["messages"][:-1], {"role": "user", "content": ""}]}
-    route, scope, canonical = _canonical(blank, routes, tenant)
+    route, scope, canonical = _canonical(blank, routes, tenant, namespace)
     asked = _asked(blank, routes)
     template = _Template(
         route,
@@ -274,7 +283,7 @@ def _around_text(value: Mapping[str, Any], upto_messages: tuple[str, ...]) -> tu
     return whole[:text], whole[text + len(b'""') :]
 
 
-def _canonical(body: Any, routes: Routes, tenant: str | None) -> tuple[Route, str, dict[str, Any]]:
+def _canonical(body: Any, routes: Routes, tenant: str | None, namespace: str) -> tuple[Route, str, dict[str, Any]]:
     """The route, the scope and what the canonical JSON says."""
     if not isinstance(body, dict):
         raise _BypassedError(Bypass.MALFORMED)
@@ -290,6 +299,11 @@ def _canonical(body: Any, routes: Routes, tenant: str | None) -> tuple[Route, st
     if route.scope == "tenant" and not tenant:
         raise _BypassedError(Bypass.NO_TENANT)
     scope = SHARED if route.scope == "shared" else f"tenant/{tenant}"
+    if namespace:
+        # In front, and without a "/": so no tenant's name and no namespace together spell another scope.
+        if not is_namespace(namespace):
+            raise _BypassedError(Bypass.NAMESPACE)
+        scope = f"namespace/{namespace}/{scope}"
     params = _params(body)
     if params.get("temperature", 1) > route.max_temperature:
         raise _BypassedError(Bypass.SAMPLING)

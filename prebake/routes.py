@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prebake.tables import SKETCH_SIZE
 
@@ -66,12 +66,27 @@ class Route(BaseModel):
     min_users: int = Field(
         default=2, ge=1, le=SKETCH_SIZE, description="Fewest distinct users before a prompt is baked."
     )
+    min_tenants: int = Field(
+        default=1,
+        ge=1,
+        le=SKETCH_SIZE,
+        description="Fewest distinct tenants before a prompt of a shared route is baked; those who name none are one.",
+    )
     multi_turn: bool = Field(default=False, description="Bake conversations of more than one user message too.")
     serve_truncated: bool = Field(default=False, description="Serve answers that the length limit cut off.")
     never: tuple[str, ...] = Field(
         default=(), description="Never bake prompts that match one of these regular expressions (Python, any case)."
     )
     night: Night = Night()
+
+    @model_validator(mode="after")
+    def _tenants_are_counted_where_they_share(self) -> Self:
+        if self.min_tenants > 1 and self.scope != "shared":
+            raise ValueError(
+                f"min_tenants = {self.min_tenants}, but an answer of scope {self.scope!r} has one tenant: nothing "
+                'would be baked; leave it at 1, or set scope = "shared"'
+            )
+        return self
 
 
 class Routes:

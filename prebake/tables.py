@@ -58,7 +58,9 @@ class Table:
 _DAY = Column("day", pa.date32(), "Day of the request", "UTC day")
 _FINGERPRINT = Column("fingerprint", FINGERPRINT, "Key of the canonical request", "16 bytes")
 _ROUTE = Column("route", pa.string(), "Route that took the request")
-_SCOPE = Column("scope", pa.string(), "Who may share the answer: 'shared' or 'tenant/<tenant>'")
+_SCOPE = Column(
+    "scope", pa.string(), "Who may share the answer: 'shared' or 'tenant/<tenant>', after 'namespace/<name>/' if any"
+)
 _REQUEST = Column("request", pa.string(), "What the model is asked", "canonical JSON: messages, model, params")
 _PROMPT = Column("prompt", pa.string(), "Text of the last user message")
 
@@ -179,6 +181,7 @@ GATEWAY_LOG = Table(
     (
         Column("ts", TIME, "When the request came", "UTC"),
         Column("tenant", pa.string(), "Tenant who asked", nullable=True),
+        Column("namespace", pa.string(), "Partition of the tenant's or the shared answers it asked in", nullable=True),
         Column("user_hash", pa.int64(), "Salted hash of the user's id", nullable=True),
         Column("body", pa.string(), "The request's body, without the fields that name people", "JSON"),
         Column("cache", pa.string(), "What the gateway did: hit, miss or bypass"),

@@ -37,6 +37,7 @@ class Candidate:
     route: Route | None
     requests: int
     users: int
+    tenants: int
     turns: int
     daily_rate: float
     prompt_tokens: float | None
@@ -109,6 +110,8 @@ def _unwanted(candidate: Candidate, route: Route) -> str | None:
         return "below min_count"
     if candidate.users < route.min_users:
         return "below min_users"
+    if max(candidate.tenants, 1) < route.min_tenants:  # all who name no tenant may be one
+        return "below min_tenants"
     return None
 
 

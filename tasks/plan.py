@@ -278,7 +278,7 @@ _PAST_SQL: Final = """
         from answers semi join candidate using (fingerprint) group by fingerprint
     )
     select
-        route, requests, users, turns, daily_rate, prompt_tokens, completion_tokens, request,
+        route, requests, users, tenants, turns, daily_rate, prompt_tokens, completion_tokens, request,
         past_status, past_model, past_completion_tokens, good_until
     from candidate left join past using (fingerprint) order by number
 """

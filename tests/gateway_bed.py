@@ -123,10 +123,16 @@ def ask(text: str, model: str = "tiny", **fields: Any) -> dict[str, Any]:
 
 
 def answer_to(
-    settings: Settings, body: dict[str, Any], message: dict[str, Any] | str, *, tenant: str | None = None, **fields: Any
+    settings: Settings,
+    body: dict[str, Any],
+    message: dict[str, Any] | str,
+    *,
+    tenant: str | None = None,
+    namespace: str = "",
+    **fields: Any,
 ) -> Answer:
     """The night's answer to a request, as the gateway must find it."""
-    key = key_request(body, settings.route_table, tenant)
+    key = key_request(body, settings.route_table, tenant, namespace)
     assert isinstance(key, Keyed), key
     if isinstance(message, str):
         message = {"role": "assistant", "content": message, "refusal": None}

@@ -37,6 +37,7 @@ class Entry(NamedTuple):
     completion_tokens: int | None
     cache: str | None = None
     user_hash: int | None = None  # where the log has only the hash, made with the store's own salt
+    namespace: str = ""
 
 
 Preset = Callable[[dict[str, Any]], Entry]
@@ -72,6 +73,7 @@ def read_prebake(row: dict[str, Any]) -> Entry:
         _count(row.get("completion_tokens"), "completion_tokens"),
         _text(row.get("cache"), "cache"),
         user_hash,
+        _text(row.get("namespace"), "namespace") or "",  # segments of before there were namespaces have none
     )
 
 
@@ -103,7 +105,7 @@ def read_openai(row: dict[str, Any]) -> Entry:
         tenant = _text(tenant, "tenant")
     if type(user) is not str or not user:
         user = _text(user, "user")
-    return tuple.__new__(Entry, (time, body, tenant, user, prompt_tokens, completion_tokens, None, None))
+    return tuple.__new__(Entry, (time, body, tenant, user, prompt_tokens, completion_tokens, None, None, ""))
 
 
 _LITELLM: Final = (

@@ -90,7 +90,7 @@ class RowReader:
         self._latest_us = job.latest_us
         self._salt = job.salt
         self._users: dict[str, int] = {}
-        self._requests: dict[tuple[bytes, str | None], Request] = {}
+        self._requests: dict[tuple[bytes, str | None, str], Request] = {}
         self._text_bytes = 0
 
     def read(self, block: Block, into: DayFiles) -> Tally:
@@ -133,11 +133,11 @@ class RowReader:
                 tally.rejects.append((line, "expected a JSON object"))
 
     def _add(self, row: dict[str, Any], into: DayFiles, tally: Tally) -> None:
-        time, body, tenant, user, prompt_tokens, completion_tokens, cache, user_hash = self._read(row)
+        time, body, tenant, user, prompt_tokens, completion_tokens, cache, user_hash, namespace = self._read(row)
         ts_us = parse_time(time, self._zone)
         if ts_us > self._latest_us:
             raise RowError("the time lies in the future (ingest.max_future_hours)")
-        request = self._request(body, tenant)
+        request = self._request(body, tenant, namespace)
         if user is not None and (user_hash := self._users.get(user)) is None:
             user_hash = self._hash(user)
         into.add(request, ts_us, user_hash, prompt_tokens, completion_tokens, cache)
@@ -151,16 +151,16 @@ class RowReader:
         hashed = self._users[user] = hash_user(user, self._salt)
         return hashed
 
-    def _request(self, body: dict[str, Any], tenant: str | None) -> Request:
+    def _request(self, body: dict[str, Any], tenant: str | None, namespace: str) -> Request:
         if not DELIVERY_FIELDS.isdisjoint(body):
             body = {name: value for name, value in body.items() if name not in DELIVERY_FIELDS}
         try:
-            key = (orjson.dumps(body), tenant)
+            key = (orjson.dumps(body), tenant, namespace)
         except TypeError:
             raise RowError("body: not what JSON can say") from None
         request = self._requests.get(key)
         if request is None:
-            request = self._worked_out(body, tenant)
+            request = self._worked_out(body, tenant, namespace)
             self._text_bytes += 2 * len(key[0]) + 400
             if self._text_bytes > _TEXT_BYTES:
                 self._requests.clear()
@@ -168,13 +168,13 @@ class RowReader:
             self._requests[key] = request
         return request
 
-    def _worked_out(self, body: dict[str, Any], tenant: str | None) -> Request:
+    def _worked_out(self, body: dict[str, Any], tenant: str | None, namespace: str) -> Request:
         model = body.get("model")
         if not isinstance(model, str) or not model:
             raise RowError("no model: expected a text in model")
         if not isinstance(body.get("messages"), list):
             raise RowError("no messages: expected a chat request; is the preset right?")
-        asked = read_request(body, self._routes, tenant)
+        asked = read_request(body, self._routes, tenant, namespace)
         if isinstance(asked, Bypass):
             turns, prompt = _shown(body)
             return Request(None, tenant, None, None, asked.value, turns, model, None, prompt)

@@ -156,6 +156,19 @@ def test_the_gateways_own_log_is_read_as_it_declares_it(store: Store, settings: 
     assert (found["user_hash"], found["cache"], found["completion_tokens"]) == (7, "hit", 2)
 
 
+def test_a_segment_of_before_there_were_namespaces_is_read_as_one_without(
+    store: Store, settings: Settings, tmp_path: Path
+) -> None:
+    body = orjson.dumps({name: value for name, value in row().items() if name != "timestamp"}).decode()
+    schema = GATEWAY_LOG.schema.remove(GATEWAY_LOG.schema.get_field_index("namespace"))
+    rows = [{"ts": NOON, "body": body, "cache": "hit", "status": 200}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "segment.parquet")
+    read(store, settings, tmp_path / "segment.parquet", preset="prebake")
+    (found,) = log(store)
+    assert found["fingerprint"] is not None
+    assert not found["scope"].startswith("namespace/")
+
+
 def test_reading_the_same_content_again_changes_nothing_under_any_name(
     store: Store, settings: Settings, tmp_path: Path
 ) -> None:

@@ -79,6 +79,21 @@ def test_days_merge_into_one_candidate_and_users_are_counted_once(store: Store, 
     assert rows(store, report.plan_id).keys() == {"How?"}
 
 
+def test_a_shared_prompt_is_baked_once_users_of_enough_tenants_have_asked_on_whatever_days(
+    store: Store, settings: Settings, ask: Ask
+) -> None:
+    settings = with_route(settings, min_tenants=2)
+    ask("One tenant's secret?", [f"user {number}" for number in range(9)], tenant="a")
+    ask("Everybody's?", ["ann", "bob"], tenant="a")
+    ask("Everybody's?", ["cat"], tenant="b", day=DAY - timedelta(days=1))
+    ask("Nobody says who", ["ann", "bob"], tenant=None)
+    assert verdicts(store, make(store, settings)) == {
+        "One tenant's secret?": ("skip", "below min_tenants"),
+        "Everybody's?": ("bake", "new"),
+        "Nobody says who": ("skip", "below min_tenants"),
+    }
+
+
 def test_the_text_is_request_and_prompt_of_one_row_the_first_of_the_newest_day(
     store: Store, settings: Settings, ask: Ask
 ) -> None:

@@ -220,6 +220,35 @@ class TestOtherMeaningOtherKey:
         assert keyed.scope == f"tenant/{tenant}"
         assert keyed.fingerprint not in {key(body()), key(body(), TENANTS, "x"), key(body(), TENANTS, "a")}
 
+    @given(bodies, spoken, st.sampled_from(["", "v2", "v3", "tenant", "shared"]))
+    def test_for_each_namespace_within_the_scope(self, request: dict[str, Any], tenant: str, namespace: str) -> None:
+        for routes in (FOLDED, TENANTS):
+            keyed = key_request(request, routes, tenant, namespace)
+            others = [
+                key_request(request, routes, tenant, other) for other in ("", "v2", "v3", "v4") if other != namespace
+            ]
+            if isinstance(keyed, Keyed):
+                assert keyed.scope.removeprefix(f"namespace/{namespace}/") in ("shared", f"tenant/{tenant}")
+                assert keyed.fingerprint not in {other.fingerprint for other in others if isinstance(other, Keyed)}
+                assert read_request(request, routes, tenant, namespace)[:3] == keyed
+                canonical = canonical_request(request, routes, tenant, namespace)
+                assert isinstance(canonical, bytes)
+                assert keyed.fingerprint == sha256(canonical).digest()[:16]
+
+    @given(st.text(max_size=70), st.text(max_size=70), st.text(max_size=10), st.text(max_size=10))
+    def test_no_tenant_and_namespace_together_spell_another_pair(
+        self, namespace: str, other_namespace: str, tenant: str, other_tenant: str
+    ) -> None:
+        one = key_request(body(), TENANTS, tenant, namespace)
+        other = key_request(body(), TENANTS, other_tenant, other_namespace)
+        if isinstance(one, Keyed) and isinstance(other, Keyed):
+            assert (one == other) == ((tenant, namespace) == (other_tenant, other_namespace))
+
+    @pytest.mark.parametrize("name", ["a/b", "a b", "x" * 65, "é", "v2\n", '"'])
+    def test_what_is_no_namespace_has_no_key(self, name: str) -> None:
+        assert key_request(body(), SHARED, None, name) is Bypass.NAMESPACE
+        assert key_request(body(), SHARED, None, "v2.1_a:B-c") != key_request(body(), SHARED)
+
     def test_true_is_no_number_and_zero_is_not_false(self) -> None:
         assert key_request(body(temperature=True), SHARED) is Bypass.MALFORMED
         assert key_request(body(logprobs=0), SHARED) is Bypass.LOGPROBS

@@ -81,3 +81,9 @@ def test_invented_names_and_prompts_do_not_fill_the_memory() -> None:
 def test_a_route_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Route(**wrong)  # type: ignore[arg-type]
+
+
+def test_tenants_can_only_be_counted_where_they_share() -> None:
+    assert Route(name="faq", scope="shared", min_tenants=2).min_tenants == 2
+    with pytest.raises(ValidationError, match="nothing would be baked"):
+        Route(name="faq", min_tenants=2)

@@ -38,7 +38,7 @@ budgets = st.builds(Plan, budget_usd=limits, budget_gpu_s=limits, budget_answers
 
 def candidate(**values: object) -> Candidate:
     request = {"messages": [{"role": "user", "content": "How?"}], "model": "gpt", "params": values.pop("params", {})}
-    known = {"route": ROUTE, "requests": 9, "users": 5, "turns": 1, "daily_rate": 2.0}
+    known = {"route": ROUTE, "requests": 9, "users": 5, "tenants": 2, "turns": 1, "daily_rate": 2.0}
     tokens = {"prompt_tokens": 10.0, "completion_tokens": 50.0, "request": orjson.dumps(request).decode()}
     return Candidate(**(known | tokens | values))
 
@@ -139,6 +139,13 @@ def test_an_alias_has_the_price_of_the_first_model_it_stands_for() -> None:
 def test_conversations_are_baked_where_the_route_says_so() -> None:
     assert verdict(candidate(turns=2)).reason == "conversation"
     assert verdict(candidate(turns=2, route=ROUTE.model_copy(update={"multi_turn": True}))).decision == "bake"
+
+
+@pytest.mark.parametrize(("tenants", "reason"), [(0, "below min_tenants"), (1, "below min_tenants"), (2, "new")])
+def test_a_shared_prompt_waits_for_as_many_tenants_as_its_route_wants(tenants: int, reason: str) -> None:
+    wants_two = Route(name="faq", scope="shared", min_tenants=2)
+    assert verdict(candidate(route=wants_two, tenants=tenants)).reason == reason
+    assert verdict(candidate(route=Route(name="faq", scope="shared"), tenants=tenants)).reason == "new"
 
 
 def test_tools_that_must_not_be_called_do_not_keep_a_prompt_from_being_baked() -> None:
