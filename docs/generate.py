@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from gateway.metrics import Metrics
 from prebake.cli.settings_file import toml_value
+from prebake.keys import Key
 from prebake.pulse import Pulse
 from prebake.routes import Route
 from prebake.settings import Settings
@@ -44,6 +45,8 @@ def configuration() -> str:
             lines += _section(f"[{name}]", name, model)
         elif name == "aliases":
             lines += ["## `[aliases]`", f"{field.description}", ""]
+        elif name == "keys":
+            lines += _section("[[keys]]", "keys", Key, field.description)
         elif name == "routes":
             lines += _section("[[routes]]", "routes", Route, field.description)
     return "\n".join(lines).rstrip() + "\n"

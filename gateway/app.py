@@ -18,7 +18,8 @@ from starlette.types import ASGIApp
 
 from gateway.chat import NOT_CACHED, Chat, Reason, marks
 from gateway.controls import read_controls
-from gateway.identity import Identity
+from gateway.doors import Doors, Refusal
+from gateway.identity import KEY
 from gateway.metrics import Metrics
 from gateway.reload import Serving, cache_folder
 from gateway.request_log import RequestLog
@@ -29,7 +30,8 @@ from prebake.settings import Settings
 from storage.objects import Objects, open_objects
 from storage.store import user_salt
 
-CHAT_PATH = f"{PREFIX}/chat/completions"
+API = f"{PREFIX}/"
+CHAT_PATH = f"{API}chat/completions"
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         options = settings.gateway
         self._metrics = Metrics()
+        self.doors = Doors(settings, self._metrics)
         objects = open_objects(settings.store)
         self._serving = Serving(
             objects,
@@ -47,17 +50,9 @@ class Gateway:
             reload_s=options.reload_s,
             metrics=self._metrics,
         )
-        self._upstream = Upstream(options, self._metrics)
+        self._upstream = Upstream(settings, self._metrics)
         self._log = _open_log(settings, objects, self._metrics) if options.log else None
-        self._chat = Chat(
-            settings.route_table,
-            Identity(options),
-            self._serving,
-            self._upstream,
-            self._log,
-            self._metrics,
-            int(options.max_body_mb * 1e6),
-        )
+        self._chat = Chat(settings, self._serving, self._upstream, self._log, self._metrics)
         self._passed_through = self._metrics.requests.labels("", "bypass", Reason.NOT_CHAT)
         self._others: ASGIApp = Starlette(
             routes=[
@@ -73,9 +68,13 @@ class Gateway:
         """Answer one request, or run the lifespan."""
         if scope["type"] == "http":
             path: str = scope["path"]
-            if path == CHAT_PATH and scope["method"] == "POST":
-                return await self._chat(scope, receive, send)
-            if path.startswith(f"{PREFIX}/"):
+            if path.startswith(API):
+                key = self.doors.admit(scope["headers"])
+                if isinstance(key, Refusal):
+                    return await send_json(send, key.status, key.body, [*marks("refused", key.reason), *key.headers])
+                scope[KEY] = key
+                if path == CHAT_PATH and scope["method"] == "POST":
+                    return await self._chat(scope, receive, send)
                 return await self._pass_through(scope, receive, send)
         return await self._others(scope, receive, send)
 

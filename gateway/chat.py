@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from gateway.controls import Controls, read_controls
-from gateway.identity import Identity
+from gateway.identity import KEY, Identity
 from gateway.metrics import Metrics
 from gateway.reload import NoStore, Serving
 from gateway.request_log import PEOPLE_FIELDS, LogRow, RequestLog
@@ -29,7 +29,7 @@ from gateway.upstream import Headers, Receive, Scope, Send, Upstream, send_json
 from prebake.answer import Answer
 from prebake.errors import PrebakeError
 from prebake.request import Bypass, key_request
-from prebake.routes import Routes
+from prebake.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -73,27 +73,29 @@ class Chat:
 
     def __init__(
         self,
-        routes: Routes,
-        identity: Identity,
+        settings: Settings,
         serving: Serving,
         upstream: Upstream,
         log: RequestLog | None,
         metrics: Metrics,
-        max_body_bytes: int,
     ) -> None:
-        self._routes = routes
-        self._identity = identity
+        self.use(settings)
         self._serving = serving
         self._upstream = upstream
         self._log = log
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
         process = os.urandom(8).hex().encode()
         self._ids = (b"chatcmpl-%b%08x" % (process, number) for number in itertools.count())
         self._requests = lru_cache(1024)(metrics.requests.labels)
         self._saved_prompt = metrics.saved_tokens.labels("prompt")
         self._saved_completion = metrics.saved_tokens.labels("completion")
         self._broken_version: bytes | None = None
+
+    def use(self, settings: Settings) -> None:
+        """Go by other settings from the next request on."""
+        self._routes = settings.route_table
+        self._identity = Identity(settings.gateway)
+        self._max_body_bytes = int(settings.gateway.max_body_mb * 1e6)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -104,7 +106,7 @@ class Chat:
         started = perf_counter()
         raw, more = read
         body = None if more else _parse(raw)
-        tenant = self._identity.tenant(scope["headers"])
+        tenant = self._identity.tenant(scope["headers"], scope.get(KEY))
         controls = read_controls(scope["headers"])
         outcome = self._look_up(scope, body, tenant, more, controls)
         self._requests(outcome.route, outcome.cache, outcome.reason or "").inc()

@@ -1,7 +1,7 @@
 """Who asks: the tenant that scopes the answer, and the user that the night counts. In: headers and body; out: names.
 
-The tenant comes from a header that a trusted proxy sets, never from the body: what a client can write must not choose
-whose answers it is given.
+The tenant comes from the key, or from a header that a trusted proxy sets, never from the body: what a client can write
+must not choose whose answers it is given.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from prebake.keys import Key
 from prebake.settings import Gateway
 
 Headers = Iterable[tuple[bytes, bytes]]
+KEY = "prebake.key"  # where a request's scope keeps the key that opened the door
 
 
 class Identity:
@@ -21,8 +23,10 @@ class Identity:
         self._tenant_header = settings.tenant_header.lower().encode("latin-1")
         self._user_header = settings.user_header.lower().encode("latin-1")
 
-    def tenant(self, headers: Headers) -> str | None:
+    def tenant(self, headers: Headers, key: Key | None = None) -> str | None:
         """The tenant, or None where nobody trustworthy said one. A header given twice is not trustworthy."""
+        if key is not None:
+            return key.tenant or None
         return _only(headers, self._tenant_header) if self._tenant_header else None
 
     def user(self, headers: Headers, body: Mapping[str, Any]) -> str | None:

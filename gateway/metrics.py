@@ -20,6 +20,9 @@ class Metrics:
         self.requests = self._counter(
             "prebake_requests", "Chat requests by what the gateway did and why", "route", "cache", "reason"
         )
+        self.refused = self._counter(
+            "prebake_refused", "Requests refused at the door: keys, rates, sizes, time", "reason"
+        )
         self.saved_tokens = self._counter("prebake_saved_tokens", "Tokens the upstream did not process", "kind")
         self.hit_seconds = Histogram(
             "prebake_hit_seconds", "From the whole request to the whole answer", (), buckets=HIT_BUCKETS_S,

@@ -17,9 +17,10 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from gateway.doors import CREDENTIALS
 from gateway.metrics import Metrics
 from gateway.responses import error
-from prebake.settings import Gateway
+from prebake.settings import Settings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -55,19 +56,27 @@ class Passed:
 class Upstream:
     """Connections to the one upstream that the settings name."""
 
-    def __init__(self, settings: Gateway, metrics: Metrics) -> None:
-        self._base = settings.upstream.rstrip("/")
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.timeout_s
-        )
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._metrics = metrics
         self._session: aiohttp.ClientSession | None = None
+        self.use(settings)
+
+    def use(self, settings: Settings) -> None:
+        """Go by other settings from the next request on: another address, another key, other timeouts."""
+        gateway = settings.gateway
+        self._base = gateway.upstream.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=gateway.connect_timeout_s, sock_read=gateway.timeout_s
+        )
+        key = gateway.upstream_key
+        self._key = None if key is None else f"Bearer {key.get_secret_value()}"
+        # A client's key that is ours must not reach the upstream, nor must another beside the one we send.
+        self._dropped = NOT_SENT_ON | CREDENTIALS if settings.keys or key else NOT_SENT_ON
 
     async def start(self) -> None:
         """Open the pool: as many connections as requests in flight, idle ones kept for a while."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S),
-            timeout=self._timeout,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
@@ -116,9 +125,10 @@ class Upstream:
         async with self._session.request(
             scope["method"],
             self._url(scope),
-            headers=_headers_on(scope["headers"]),
+            headers=self._headers_on(scope["headers"]),
             data=upload.data(),
             allow_redirects=False,
+            timeout=self._timeout,
         ) as response:
             self._metrics.upstream_seconds.observe(perf_counter() - started)
             if not 200 <= response.status <= 599:
@@ -142,6 +152,14 @@ class Upstream:
         passed.status = status
         message = "The upstream did not answer in time." if status == 504 else "The upstream cannot be reached."
         await send_json(send, status, error(message, kind="upstream_error", code=f"upstream_{kind}"), marks)
+
+    def _headers_on(self, headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
+        headers = list(headers)
+        dropped = self._dropped | _named_by_connection(headers)
+        sent = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in headers if name not in dropped)
+        if self._key is not None:
+            sent["Authorization"] = self._key
+        return sent
 
     def _url(self, scope: Scope) -> URL:
         raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
@@ -203,12 +221,6 @@ async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> N
 def is_inside(path: str) -> bool:
     """Whether the path stays under the upstream's address whatever a server makes of dots."""
     return not {".", ".."} & set(path.replace("\\", "/").split("/"))
-
-
-def _headers_on(headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
-    headers = list(headers)
-    dropped = NOT_SENT_ON | _named_by_connection(headers)
-    return CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in headers if name not in dropped)
 
 
 def _text(value: bytes) -> str:

@@ -17,12 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from prebake.errors import SettingsError
+from prebake.keys import Key
 from prebake.prices import GpuPrice, TokenPrice
 from prebake.routes import Route, Routes
 
 FILE_NAME = "prebake.toml"
 ENV_PREFIX = "PREBAKE_"
 ENV_FILE = "PREBAKE_SETTINGS"
+# Keys whose values no message may repeat: a key itself, pasted for its digest, would stand in a log.
+_SECRET = frozenset({"user_salt", "upstream_key", "upstream", "sha256", "ledger_url"})
 
 
 class Section(BaseModel):
@@ -231,7 +234,14 @@ class Gateway(Section):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8300, ge=0, le=65535, description="Port to listen on; 0: any free one.")
     upstream: str = Field(
-        default="http://127.0.0.1:8000/v1", description="The model's OpenAI-compatible address, with /v1."
+        default="http://127.0.0.1:8000/v1",
+        pattern=r"^https?://[^/@?#\s]+(/[^@?#\s]*)?$",
+        description="The model's OpenAI-compatible address, with /v1.",
+    )
+    upstream_key: SecretStr | None = Field(
+        default=None,
+        min_length=1,
+        description="Its API key, sent instead of the client's; set it by PREBAKE_GATEWAY__UPSTREAM_KEY.",
     )
     connect_timeout_s: float = Field(default=5, gt=0, description="Longest wait for a connection to it, in seconds.")
     timeout_s: float = Field(default=600, gt=0, description="Longest silence of the upstream, in seconds.")
@@ -245,7 +255,9 @@ class Gateway(Section):
     )
     reload_s: float = Field(default=1.0, gt=0, description="How often a new snapshot is looked for, in seconds.")
     tenant_header: str = Field(
-        default="", description="Request header that names the tenant; set only behind a proxy that sets it."
+        default="",
+        description="Request header that names the tenant; set only behind a proxy that sets it. Not beside [[keys]], "
+        "which name tenants themselves.",
     )
     user_header: str = Field(default="", description="Request header that names the user; empty: the body's user.")
     log: bool = Field(default=True, description="Log requests for the next night.")
@@ -282,6 +294,19 @@ class Settings(BaseSettings):
     routes: tuple[Route, ...] = Field(
         default=(Route(name="default"),), description="The kinds of requests; the first that matches takes it."
     )
+
+    keys: tuple[Key, ...] = Field(
+        default=(), description="Who may use the gateway; none: everybody who reaches it. Make one with `prebake key`."
+    )
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> Settings:
+        for what, values in (("name", [k.name for k in self.keys]), ("sha256", [k.sha256 for k in self.keys])):
+            if twice := next((value for value in values if values.count(value) > 1), None):
+                raise ValueError(f"two keys have the {what} {twice!r}; give each its own")
+        if self.keys and self.gateway.tenant_header:
+            raise ValueError("[[keys]] and gateway.tenant_header both name the tenant; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _route_names_differ(self) -> Settings:
@@ -329,11 +354,13 @@ def provenance(settings: Settings, path: Path | None = None) -> Iterator[tuple[s
     file = path or find_file()
     origins = {key: str(file) for key in _leaves(_read_file(file))}
     origins |= dict.fromkeys(_leaves(_read_environment()), "environment")
-    for key, value in _leaves(settings.model_dump(exclude={"routes"})).items():
+    for key, value in _leaves(settings.model_dump(exclude={"routes", "keys"})).items():
         origin = next((origins[o] for o in origins if o == key or key.startswith(o + ".")), "default")
         yield key, value, origin
     for route in settings.routes:
         yield f"routes.{route.name}", route.model_dump(exclude_defaults=True), origins.get("routes", "default")
+    for holder in settings.keys:
+        yield f"keys.{holder.name}", holder.model_dump(exclude_defaults=True, exclude={"sha256"}), origins["keys"]
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:
@@ -390,9 +417,15 @@ def _sentence(error: ValidationError, file: Path | None) -> str:
     if first["type"] == "extra_forbidden":
         problem = f"unknown key {key!r}.{_nearest(str(first['loc'][-1]), _siblings(first['loc']))}"
     else:
-        problem = f"{key}: {first['msg']}, got {first['input']!r}"
+        problem = f"{key}: {first['msg']}{_got(first['loc'], first['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{file or 'environment'}: {problem}{more}"
+
+
+def _got(location: tuple[int | str, ...], value: Any) -> str:
+    """What was found, unless it is a secret or may hold one, as whole tables do."""
+    told = isinstance(value, str | int | float) and not _SECRET.intersection(location)
+    return f", got {value!r}" if told else ""
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from prebake import __version__
-from prebake.cli import doctor, nights, serving, settings_file, spot, steps
+from prebake.cli import doctor, keys, nights, serving, settings_file, spot, steps
 from prebake.cli.context import Shared
+from prebake.redaction import log_to_stderr
 
 GUIDE = """
 Answers tomorrow's questions tonight.
@@ -56,11 +57,9 @@ def shared(
     ] = False,
 ) -> None:
     """Options that stand before the command."""
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    log_to_stderr(logging.DEBUG if debug else logging.WARNING)
     context.obj = Shared(settings)
 
 
-for module in (settings_file, doctor, steps, nights, serving, spot):
+for module in (settings_file, doctor, steps, nights, keys, serving, spot):
     module.register(app)

@@ -17,6 +17,7 @@ from rich.markup import escape
 from prebake.cli.context import Json, settings_file_of, settings_of
 from prebake.cli.output import plain, print_json, show_rows
 from prebake.errors import PrebakeError
+from prebake.redaction import redacted
 from prebake.settings import Settings, provenance
 
 MARKS = {"ok": "[green]  ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
@@ -63,6 +64,8 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, str):
+        return redacted(value)  # an address may hold a password
     return value if value is not None else ""
 
 

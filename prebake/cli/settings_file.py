@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from prebake.errors import SettingsError
+from prebake.keys import Key
 from prebake.routes import Route
 from prebake.settings import FILE_NAME, Settings
 
@@ -53,6 +54,9 @@ def settings_toml() -> str:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             parts.extend(_tables(name, annotation))
     parts.append('# One name for models that may share answers.\n[aliases]\n# assistant = ["gpt-4o-mini*"]\n')
+    parts.append("# Who may use the gateway; none: everybody who reaches it. `prebake key NAME` makes one.\n# [[keys]]")
+    parts.extend(_keys(Key, skip=set()))
+    parts.append("")
     parts.append('# Kinds of requests; the first that matches takes it.\n[[routes]]\nname = "default"\n')
     parts.extend(_keys(Route, skip={"name", "night"}))
     parts.append("")
