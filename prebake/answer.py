@@ -6,6 +6,7 @@ remembered) and the assistant message as JSON, ready to be put into a response w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from struct import Struct
@@ -141,3 +142,11 @@ def _what_is_wrong(version: int) -> str:
     if version != FORMAT:
         return f"stored in format {version}, this prebake reads format {FORMAT}; upgrade prebake or publish again"
     return "its bytes are damaged; publish again or go back with `prebake rollback`"
+
+
+def says_something(message: Mapping[str, Any]) -> bool:
+    """Whether an assistant message is an answer: it has a text or a refusal, or calls a tool."""
+    texts = (message.get("content"), message.get("refusal"))
+    if any(text.strip() if isinstance(text, str) else text for text in texts):
+        return True
+    return bool(message.get("tool_calls") or message.get("function_call"))

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import lmdb
 
-from prebake.answer import Answer
+from prebake.answer import Answer, says_something
 from prebake.errors import ConflictError, SnapshotError, StorageError
 from prebake.lookup import check_digest, check_size
 from prebake.manifest import DATA, MANIFEST, POINTER, Manifest, Pointer, read_manifest, read_pointer
@@ -41,7 +41,8 @@ def publish_snapshot(objects: Objects, answers: Iterable[Answer], *, run_id: str
 
     Answers come fastest in the order of their fingerprints, any order is right; of several with one fingerprint the
     last wins. The newest ``keep`` snapshots stay for rollback. Raises ConflictError if somebody else published
-    meanwhile (then nothing has changed), StorageError if disk or store refuse.
+    meanwhile (then nothing has changed), SnapshotError for an answer that says nothing, StorageError if disk or store
+    refuse.
     """
     pointer, etag = _read_pointer(objects)
     published = pointer.versions if pointer else ()
@@ -149,6 +150,8 @@ def _fill(environment: lmdb.Environment, answers: Iterable[Answer]) -> None:
     while batch := list(islice(rest, _BATCH)):
         with environment.begin(write=True) as transaction:
             for answer in batch:
+                if not says_something(answer.message):
+                    raise SnapshotError(f"answer {answer.fingerprint.hex()}: says nothing, so it must not be served")
                 value = answer.encode()
                 # Appending fills the pages and refuses a key that is not the greatest.
                 if not transaction.put(answer.fingerprint, value, append=True):

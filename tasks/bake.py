@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from capacity.notices import watch
 from engine import Completion, Engine, Partial, Prompt, Status, open_engine
+from prebake.answer import says_something
 from prebake.errors import SettingsError
 from prebake.progress import Progress, Silent
 from prebake.routes import Route
@@ -196,6 +197,7 @@ class _Baking:
     def _finish(self, completion: Completion) -> None:
         order = self._orders.pop(completion.key)
         self._purse.promise(-order.worst_s)
+        completion = _unless_empty(completion)
         self._tally.count(completion)
         self._writer.put(order.shard, self._answer(order, completion))
 
@@ -293,3 +295,10 @@ class _Baking:
             restarted=tally.restarted,
             engine_restarts=self._pulse.engine_restarts,
         )
+
+
+def _unless_empty(completion: Completion) -> Completion:
+    """The completion, refused where it says nothing: an empty answer must never be given to anybody."""
+    if completion.message is None or says_something(completion.message):
+        return completion
+    return replace(completion, status=Status.REFUSED, message=None, error="the model said nothing")

@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prebake.answer import Answer
+from prebake.answer import Answer, says_something
 from prebake.errors import StorageError
 from prebake.progress import Advance, Progress, Silent
 from prebake.settings import Settings
@@ -121,7 +121,7 @@ def servable(store: Store, settings: Settings, now: datetime) -> Iterator[Answer
     """What may be served at ``now``: of each fingerprint the newest answer that is whole and has not expired.
 
     In the order of their fingerprints. Answers of routes that are gone or off are left out; those cut off by the
-    length limit too, unless their route serves them.
+    length limit too, unless their route serves them; and those that say nothing.
     """
     table = store.answers.scan()
     routes = [{"route": route.name, "truncated": route.serve_truncated} for route in settings.routes if route.enabled]
@@ -130,7 +130,7 @@ def servable(store: Store, settings: Settings, now: datetime) -> Iterator[Answer
         connection.register("routes", pa.Table.from_pylist(routes, schema=_ROUTES))
         reader = connection.sql(_SERVABLE_SQL, params={"now": now}).to_arrow_reader(_BATCH)
         for batch in reader:
-            yield from map(_answer, batch.to_pylist())
+            yield from filter(_says_something, map(_answer, batch.to_pylist()))
 
 
 _ROUTES: Final = pa.schema([("route", pa.string()), ("truncated", pa.bool_())])
@@ -158,3 +158,7 @@ def _answer(row: dict[str, Any]) -> Answer:
         baked_at=row["baked_at"],
         expires_at=row["expires_at"],
     )
+
+
+def _says_something(answer: Answer) -> bool:
+    return says_something(answer.message)

@@ -115,6 +115,55 @@ async def embeddings(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [vector], "model": "tiny", "usage": usage})
 
 
+async def completions(request: Request) -> Response:
+    """The words as a plain completion, whole or streamed."""
+    body = orjson.loads(await request.body())
+    head = {"id": "cmpl-up", "object": "text_completion", "created": 1, "model": body["model"]}
+    end = {"index": 0, "logprobs": None, "finish_reason": "stop"}
+    if not body.get("stream"):
+        usage = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
+        return JSONResponse({**head, "choices": [{**end, "text": "".join(WORDS)}], "usage": usage})
+    chunks = [{**head, "choices": [{**end, "text": word, "finish_reason": None}]} for word in WORDS]
+    return events([*chunks, {**head, "choices": [{**end, "text": ""}]}], done=True)
+
+
+async def responses(request: Request) -> Response:
+    """The words by the responses API, whole or streamed."""
+    body = orjson.loads(await request.body())
+    whole = responded(body["model"], "completed")
+    if not body.get("stream"):
+        return JSONResponse(whole)
+    where = {"item_id": "msg_up", "output_index": 0, "content_index": 0}
+    deltas = [{"type": "response.output_text.delta", **where, "delta": word, "logprobs": []} for word in WORDS]
+    started = {"type": "response.created", "response": responded(body["model"], "in_progress")}
+    stages = [started, *deltas, {"type": "response.completed", "response": whole}]
+    return events([{**stage, "sequence_number": number} for number, stage in enumerate(stages)], done=False)
+
+
+def responded(model: str, status: str) -> dict[str, Any]:
+    """A response object; its output is there once it is completed."""
+    part = {"type": "output_text", "text": "".join(WORDS), "annotations": []}
+    message = {"type": "message", "id": "msg_up", "status": "completed", "role": "assistant", "content": [part]}
+    return {
+        "id": "resp_up",
+        "object": "response",
+        "created_at": 1,
+        "status": status,
+        "model": model,
+        "output": [message] if status == "completed" else [],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+    }
+
+
+def events(data: list[dict[str, Any]], *, done: bool) -> Response:
+    """Server-sent events, named where they have a type."""
+    lines = [b"event: %b\n" % one["type"].encode() if "type" in one else b"" for one in data]
+    body = b"".join(line + b"data: " + orjson.dumps(one) + b"\n\n" for line, one in zip(lines, data, strict=True))
+    return Response(body + b"data: [DONE]\n\n" * done, media_type="text/event-stream")
+
+
 async def show_seen(_request: Request) -> Response:
     """What reached the server."""
     return JSONResponse({"requests": seen, **counts})
@@ -123,6 +172,8 @@ async def show_seen(_request: Request) -> Response:
 app = Starlette(
     routes=[
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/seen", show_seen),

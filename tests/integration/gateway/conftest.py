@@ -17,6 +17,22 @@ CALLS = [
     {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}},
     {"id": "call_2", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Lyon"}'}},
 ]
+# As the client's helper writes it for a class `Capital` with a field `city`.
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "Capital",
+        "strict": True,
+        "schema": {
+            "description": "A structured answer.",
+            "properties": {"city": {"title": "City", "type": "string"}},
+            "required": ["city"],
+            "title": "Capital",
+            "type": "object",
+            "additionalProperties": False,
+        },
+    },
+}
 PARIS = 'Paris. "Ville Lumière" ✨\nOn the Seine.'
 
 
@@ -35,9 +51,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tool_message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None, "tool_calls": CALLS}
     thought = {"role": "assistant", "content": "42", "refusal": None, "reasoning_content": "6 times 7"}
     refusal = {"role": "assistant", "content": None, "refusal": "I will not."}
+    structured = ask("The capital of France, structured", response_format=SCHEMA)
     publish(
         folder,
         [
+            answer_to(settings, structured, '{"city": "Paris"}'),
             answer_to(settings, ask(CAPITAL), PARIS),
             answer_to(settings, ask(TOOL_QUESTION, tools=TOOLS), tool_message),
             answer_to(settings, ask("Six times seven?"), thought),
