@@ -8,7 +8,7 @@ UV := $(BIN)/uv pip install --quiet --no-deps
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs lock browser clean
+.PHONY: help demo test lint format bench docs lock ci-tools clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ help:  ## this list
 demo: $(VENV)/.cpu  ## one night and one day on the example: mine, plan, bake, publish, serve, replay. ARGS="--help" tells more
 	@$(BIN)/python -m examples.demo $(ARGS)
 
-test: $(VENV)/.dev browser  ## every test; ARGS are pytest's
+test: $(VENV)/.dev ci-tools  ## every test; ARGS are pytest's
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.dev  ## format, lint, types
@@ -34,10 +34,12 @@ bench: $(VENV)/.dev  ## every benchmark; one alone: .venv/bin/python -m benchmar
 docs: $(VENV)/.dev  ## write the generated pages anew: settings, tables, commands
 	$(BIN)/python -m docs.generate
 
-# A CI machine gets the browser for the tests of Prefect's pages; a person's machine is left as it is.
-browser:
+# A CI machine gets the browser for the tests of pages and promtool for those of alert rules; a person's is left as it is.
+ci-tools:
 ifdef CI
-	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "no Chromium: the browser tests will be skipped"
+	@command -v chromium >/dev/null && command -v promtool >/dev/null || \
+	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium prometheus) >/dev/null 2>&1 || \
+	  echo "no Chromium or no promtool: the tests that need them will be skipped"
 endif
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
@@ -46,7 +48,7 @@ lock: $(VENV)/.uv  ## lock the requirements anew
 	echo uv | $(LOCK) - -o requirements/uv.txt
 	$(LOCK) pyproject.toml -o requirements/base.txt
 	$(LOCK) pyproject.toml --extra flows --extra cpu $(CPU) -o requirements/cpu.txt
-	$(LOCK) pyproject.toml --extra flows --extra cpu --extra ray --extra dev $(CPU) -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra flows --extra cpu --extra ray --extra otel --extra dev $(CPU) -o requirements/dev.txt
 	$(LOCK) pyproject.toml --extra flows --extra gpu -o requirements/gpu.txt
 	$(LOCK) pyproject.toml --extra flows --extra gpu --extra ray -o requirements/ray.txt
 

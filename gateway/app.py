@@ -5,10 +5,13 @@ The hot route is plain ASGI, because the framework would cost as much as the loo
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from gateway.access_log import AccessLog
 from gateway.chat import NOT_CACHED, Chat, Reason, marks
 from gateway.controls import read_controls
 from gateway.doors import Doors, Refusal
@@ -24,11 +28,15 @@ from gateway.metrics import Metrics
 from gateway.reload import Serving, cache_folder
 from gateway.request_log import RequestLog
 from gateway.responses import error
+from gateway.tracing import open_tracing
 from gateway.upstream import PREFIX, Receive, Scope, Send, Upstream, has_body, is_inside, send_json
 from prebake.errors import StorageError
 from prebake.settings import Settings
 from storage.objects import Objects, open_objects
 from storage.store import user_salt
+
+if TYPE_CHECKING:
+    from gateway.spans import Tracing
 
 API = f"{PREFIX}/"
 CHAT_PATH = f"{API}chat/completions"
@@ -36,13 +44,22 @@ CHAT_PATH = f"{API}chat/completions"
 logger = logging.getLogger(__name__)
 
 
+def application(settings: Settings) -> ASGIApp:
+    """The gateway of one process, with what the settings and the environment put around it."""
+    tracing = open_tracing()
+    gateway = Gateway(settings, tracing)
+    app: ASGIApp = tracing.app(gateway) if tracing else gateway
+    return AccessLog(app, gateway.metrics) if settings.gateway.access_log else app
+
+
 class Gateway:
     """One process of the gateway. Its parts are started and stopped by the server, through ASGI's lifespan."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
         options = settings.gateway
         self._metrics = Metrics()
         self.doors = Doors(settings, self._metrics)
+        self._tracing = tracing
         objects = open_objects(settings.store)
         self._serving = Serving(
             objects,
@@ -50,9 +67,11 @@ class Gateway:
             reload_s=options.reload_s,
             metrics=self._metrics,
         )
-        self._upstream = Upstream(settings, self._metrics)
+        self._upstream = (tracing.upstream if tracing else Upstream)(settings, self._metrics)
         self._log = _open_log(settings, objects, self._metrics) if options.log else None
-        self._chat = Chat(settings, self._serving, self._upstream, self._log, self._metrics)
+        self._chat = (tracing.chat if tracing else Chat)(
+            settings, self._serving, self._upstream, self._log, self._metrics
+        )
         self._passed_through = self._metrics.requests.labels("", "bypass", Reason.NOT_CHAT)
         self._others: ASGIApp = Starlette(
             routes=[
@@ -63,6 +82,11 @@ class Gateway:
             lifespan=self._lifespan,
             exception_handlers={404: _not_found},
         )
+
+    @property
+    def metrics(self) -> Metrics:
+        """What this process counts."""
+        return self._metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
@@ -91,6 +115,8 @@ class Gateway:
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if self._tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, self._tracing.close)
             stack.push_async_callback(self._upstream.stop)
             await self._upstream.start()
             stack.push_async_callback(self._serving.stop)
@@ -114,6 +140,7 @@ class Gateway:
                 "status": "ready",
                 "store": "served" if store else str(self._serving.reason),
                 "snapshot": store.version if store else None,
+                "snapshot_age_s": int(time.time() - store.manifest.created_at.timestamp()) if store else None,
                 "answers": len(store) if store else 0,
                 "problem": self._serving.problem or None,
             }

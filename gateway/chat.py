@@ -89,6 +89,7 @@ class Chat:
         self._requests = lru_cache(1024)(metrics.requests.labels)
         self._saved_prompt = metrics.saved_tokens.labels("prompt")
         self._saved_completion = metrics.saved_tokens.labels("completion")
+        self._sent_bytes = metrics.sent_bytes.labels("store")
         self._broken_version: bytes | None = None
 
     def use(self, settings: Settings) -> None:
@@ -196,6 +197,7 @@ class Chat:
         await send({"type": "http.response.body", "body": data})
         self._saved_prompt.inc(answer.prompt_tokens)
         self._saved_completion.inc(answer.completion_tokens)
+        self._sent_bytes.inc(len(data))
 
     def _say_broken(self, error: Exception) -> None:
         """Log once for each snapshot that it has damaged answers."""

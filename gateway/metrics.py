@@ -33,13 +33,26 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.upstream_errors = self._counter("prebake_upstream_errors", "Upstream calls that failed", "kind")
+        self.upstream_answer_seconds = Histogram(
+            "prebake_upstream_answer_seconds", "Until the end of the upstream's answer", (), buckets=UPSTREAM_BUCKETS_S,
+            registry=self.registry,
+        )  # fmt: skip
+        self.sent_bytes = self._counter(
+            "prebake_sent_bytes", "Bytes of answers, from the store or the upstream", "source"
+        )
         self.client_disconnects = self._counter("prebake_client_disconnects", "Upstream calls the client gave up")
         self.log_rows = self._counter("prebake_log_rows", "Request log rows written")
         self.log_dropped = self._counter("prebake_log_dropped", "Request log rows dropped because the queue was full")
+        self.access_log_dropped = self._counter(
+            "prebake_access_log_dropped", "Access log lines dropped because nobody read them fast enough"
+        )
         self.reloads = self._counter("prebake_snapshot_reloads", "Snapshots looked at for serving", "result")
         self.snapshot_answers = self._gauge("prebake_snapshot_answers", "Answers in the snapshot served")
         self.snapshot_bytes = self._gauge("prebake_snapshot_bytes", "Size of the snapshot served")
         self.snapshot_created = self._gauge("prebake_snapshot_created_seconds", "When it was published, Unix time")
+        self.snapshot_info = self._gauge(
+            "prebake_snapshot_info", "1 for the snapshot served, 0 for those before", "version"
+        )
 
     def text(self) -> bytes:
         """All metrics of all workers in Prometheus' text format."""
@@ -52,5 +65,5 @@ class Metrics:
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(name, meaning, labels, registry=self.registry)
 
-    def _gauge(self, name: str, meaning: str) -> Gauge:
-        return Gauge(name, meaning, registry=self.registry, multiprocess_mode="livemostrecent")
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self.registry, multiprocess_mode="livemostrecent")

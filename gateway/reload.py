@@ -140,7 +140,10 @@ class Serving:
         self._metrics.snapshot_bytes.set(store.manifest.bytes if store else 0)
         self._metrics.snapshot_created.set(store.manifest.created_at.timestamp() if store else 0)
         if old is not None:
+            self._metrics.snapshot_info.labels(old.version).set(0)
             old.close()
+        if store is not None:
+            self._metrics.snapshot_info.labels(store.version).set(1)
 
     def _forget_all_but(self, version: str) -> None:
         """Delete snapshots fetched before; what another process still maps stays readable to it until it lets go."""

@@ -29,9 +29,9 @@ class Deferred:
 
     def __call__(self) -> object:
         """Build it."""
-        from gateway.app import Gateway  # after PROMETHEUS_MULTIPROC_DIR is set, which its import reads
+        from gateway.app import application  # after PROMETHEUS_MULTIPROC_DIR is set, which its import reads
 
-        return Gateway(self._settings)
+        return application(self._settings)
 
 
 class Server(uvicorn.Server):

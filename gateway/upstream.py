@@ -58,6 +58,7 @@ class Upstream:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._sent_bytes = metrics.sent_bytes.labels("upstream")
         self._session: aiohttp.ClientSession | None = None
         self.use(settings)
 
@@ -137,10 +138,12 @@ class Upstream:
             headers = marks + _headers_back(response.raw_headers)
             await send({"type": "http.response.start", "status": response.status, "headers": headers})
             async for chunk in response.content.iter_any():
+                self._sent_bytes.inc(len(chunk))
                 passed.tail = chunk[-TAIL_BYTES:] if len(chunk) >= TAIL_BYTES else (passed.tail + chunk)[-TAIL_BYTES:]
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             passed.complete = True
+            self._metrics.upstream_answer_seconds.observe(perf_counter() - started)
 
     async def _fail(
         self, send: Send, passed: Passed, marks: Headers, status: int, kind: str, failure: Exception

@@ -260,6 +260,9 @@ class Gateway(Section):
         "which name tenants themselves.",
     )
     user_header: str = Field(default="", description="Request header that names the user; empty: the body's user.")
+    access_log: bool = Field(
+        default=False, description="Print one JSON line per request: path, status, outcome, time; no texts, no people."
+    )
     log: bool = Field(default=True, description="Log requests for the next night.")
     log_flush_s: float = Field(default=5.0, gt=0, description="How often the request log is written, in seconds.")
     log_queue: int = Field(default=50_000, ge=1, description="Log rows held in memory; more are dropped and counted.")
