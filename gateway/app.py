@@ -25,7 +25,7 @@ from gateway.controls import read_controls
 from gateway.doors import Doors, Refusal
 from gateway.identity import KEY
 from gateway.metrics import Metrics
-from gateway.reload import Serving
+from gateway.reload import Serving, cache_folder
 from gateway.request_log import RequestLog
 from gateway.responses import error
 from gateway.tracing import open_tracing
@@ -33,7 +33,6 @@ from gateway.upstream import PREFIX, Receive, Scope, Send, Upstream, has_body, i
 from prebake.errors import StorageError
 from prebake.settings import Settings
 from storage.objects import Objects, open_objects
-from storage.snapshot import cache_folder
 from storage.store import user_salt
 
 if TYPE_CHECKING:
@@ -157,17 +156,9 @@ async def _not_found(_request: Request, _error: Exception) -> Response:
 
 
 def _open_log(settings: Settings, objects: Objects, metrics: Metrics) -> RequestLog | None:
-    options = settings.gateway
     try:
         salt = user_salt(settings, objects)
     except StorageError as error:
         logger.error("%s; requests are served, but not logged", error)
         return None
-    return RequestLog(
-        objects,
-        salt,
-        flush_s=options.log_flush_s,
-        max_rows=options.log_queue,
-        max_bytes=int(options.log_queue_mb * 1e6),
-        metrics=metrics,
-    )
+    return RequestLog(objects, salt, settings.gateway, metrics)

@@ -96,6 +96,7 @@ class Chat:
         """Go by other settings from the next request on."""
         self._routes = settings.route_table
         self._identity = Identity(settings.gateway)
+        self._log_answers = settings.gateway.log_answers
         self._max_body_bytes = int(settings.gateway.max_body_mb * 1e6)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,15 +115,15 @@ class Chat:
         if (answer := outcome.answer) is not None:
             await self._send_hit(send, answer, body, arrived)
             self._metrics.hit_seconds.observe(perf_counter() - started)
-            status, tail = 200, b""
+            status, tail, whole = 200, answer.message_json if self._log_answers else b"", True
         elif controls.only_if_cached:  # RFC 9111, 5.2.1.7
             await send_json(send, 504, NOT_CACHED, marks(outcome.cache, outcome.reason))
-            status, tail = 504, b""
+            status, tail, whole = 504, b"", False
         else:
             passed = await self._upstream.forward(
                 scope, receive, send, body=raw, more=more, marks=marks(outcome.cache, outcome.reason)
             )
-            status, tail = passed.status, passed.tail
+            status, tail, whole = passed.status, bytes(passed.tail), passed.whole
         if (
             self._log is not None
             and status
@@ -144,6 +145,7 @@ class Chat:
                     answer.prompt_tokens if answer else None,
                     answer.completion_tokens if answer else None,
                     tail,
+                    whole,
                 )
             )
 

@@ -1,4 +1,4 @@
-"""The log that feeds the next night: each chat request, without the people in it and without answers.
+"""The log that feeds the next night: each chat request or a sample, without people, with answers only if asked for.
 
 In: rows, from the event loop, never waiting. Out: immutable Parquet segments ``gateway-log/day=.../*.parquet`` with the
 columns of GATEWAY_LOG, written by a thread every few seconds. Memory: at most ``max_rows`` rows and ``max_bytes`` of
@@ -15,6 +15,7 @@ import time
 from collections import deque
 from datetime import UTC, datetime
 from itertools import count
+from random import random
 from typing import Any, NamedTuple
 
 import orjson
@@ -22,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gateway.metrics import Metrics
+from prebake.settings import Gateway
 from prebake.tables import GATEWAY_LOG
 from prebake.user import hash_user
 from storage.objects import Objects
 
 FOLDER = "gateway-log"
-SEGMENT_ROWS = 10_000
 # Fields that name people; the fingerprint does not contain them.
 PEOPLE_FIELDS = frozenset({"user", "safety_identifier", "metadata", "prompt_cache_key"})
 
@@ -39,7 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 class LogRow(NamedTuple):
-    """One request as the hot path hands it over. ``tail`` is the end of the upstream's answer, for its token counts."""
+    """One request as the hot path hands it over.
+
+    ``tail`` is a hit's message, or the end of the upstream's answer, for its token counts; ``whole``: it is all of it.
+    """
 
     ts: float
     tenant: str | None
@@ -53,19 +57,21 @@ class LogRow(NamedTuple):
     prompt_tokens: int | None
     completion_tokens: int | None
     tail: bytes
+    whole: bool
 
 
 class RequestLog:
     """A bounded queue and the thread that empties it. Rows are added from one thread only."""
 
-    def __init__(
-        self, objects: Objects, salt: bytes, *, flush_s: float, max_rows: int, max_bytes: int, metrics: Metrics
-    ) -> None:
+    def __init__(self, objects: Objects, salt: bytes, options: Gateway, metrics: Metrics) -> None:
         self._objects = objects
         self._salt = salt
-        self._flush_s = flush_s
-        self._max_rows = max_rows
-        self._max_bytes = max_bytes
+        self._flush_s = options.log_flush_s
+        self._max_rows = options.log_queue
+        self._max_bytes = int(options.log_queue_mb * 1e6)
+        self._segment_rows = options.log_segment_rows
+        self._share = options.log_sample
+        self._answers = options.log_answers
         self._metrics = metrics
         self._queue: deque[LogRow] = deque()
         self._segment: list[LogRow] = []
@@ -83,7 +89,13 @@ class RequestLog:
         self._thread.start()
 
     def add(self, row: LogRow) -> None:
-        """Queue a row, or drop and count it if the queue is full. Never waits, never raises."""
+        """Queue a row, or drop and count it if the queue is full. Never waits, never raises.
+
+        Where the log is a sample, each request has the same chance, by chance and not by a digest of what it asks: that
+        would keep all requests for an answer or none.
+        """
+        if self._share < 1 and random() >= self._share:
+            return
         size = _size(row)
         pending = self._rows_in - self._rows_out
         if pending >= self._max_rows or self._bytes_in - self._bytes_out + size > self._max_bytes:
@@ -92,7 +104,7 @@ class RequestLog:
         self._rows_in += 1
         self._bytes_in += size
         self._queue.append(row)
-        if pending >= min(SEGMENT_ROWS, self._max_rows // 2):
+        if pending >= min(self._segment_rows, self._max_rows // 2):
             self._wake.set()
 
     def close(self) -> None:
@@ -128,7 +140,7 @@ class RequestLog:
         return True
 
     def _fill_segment(self) -> bool:
-        while self._queue and len(self._segment) < SEGMENT_ROWS:
+        while self._queue and len(self._segment) < self._segment_rows:
             self._segment.append(self._queue.popleft())
         return bool(self._segment)
 
@@ -142,7 +154,7 @@ class RequestLog:
             if number % 100 == 0:
                 time.sleep(0)  # let the event loop have the interpreter: a request must not wait for its log
             try:
-                records.append(_record(row, self._salt))
+                records.append(_record(row, self._salt, self._share, self._answers))
             except (ValueError, TypeError, RecursionError):  # JSON that can be read but not written: nested too deep
                 self._metrics.log_dropped.inc()
         schema = GATEWAY_LOG.schema
@@ -158,10 +170,10 @@ def _size(row: LogRow) -> int:
     return len(row.body) + len(row.tail)
 
 
-def _record(row: LogRow, salt: bytes) -> tuple[Any, ...]:
+def _record(row: LogRow, salt: bytes, share: float, answers: bool) -> tuple[Any, ...]:
     """The row's values in the order of GATEWAY_LOG."""
     prompt_tokens, completion_tokens = row.prompt_tokens, row.completion_tokens
-    if row.tail:
+    if row.tail and row.cache != "hit":
         prompt_tokens, completion_tokens = _last(_PROMPT_TOKENS, row.tail), _last(_COMPLETION_TOKENS, row.tail)
     return (
         int(row.ts * 1e6),
@@ -174,7 +186,17 @@ def _record(row: LogRow, salt: bytes) -> tuple[Any, ...]:
         prompt_tokens,
         completion_tokens,
         row.status,
+        share,
+        _text(row.tail) if answers and row.whole else None,
     )
+
+
+def _text(answer: bytes) -> str | None:
+    """The answer as text; None where it is none, as when it came compressed."""
+    try:
+        return answer.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def without_people(body: bytes) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -37,7 +37,9 @@ HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 NOT_SENT_ON = HOP_BY_HOP | {b"host", b"expect"}
+# What is kept of an answer for the log: its end, where the token counts are, or all of it where answers are logged.
 TAIL_BYTES = 2048
+ANSWER_BYTES = 1_000_000
 # Shorter than the 5 s after which uvicorn, and so vLLM, closes an idle connection: a request must not meet the close.
 IDLE_CONNECTION_S = 4.0
 
@@ -49,8 +51,14 @@ class Passed:
     """What came of a request: its status (0: the client left before there was one) and the end of the answer."""
 
     status: int = 0
-    tail: bytes = b""
+    tail: bytearray = field(default_factory=bytearray)
+    size: int = 0
     complete: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether ``tail`` is the whole answer, sent to its end."""
+        return self.complete and self.size == len(self.tail)
 
 
 class Upstream:
@@ -66,6 +74,7 @@ class Upstream:
         """Go by other settings from the next request on: another address, another key, other timeouts."""
         gateway = settings.gateway
         self._base = gateway.upstream.rstrip("/")
+        self._tail_bytes = ANSWER_BYTES if gateway.log_answers else TAIL_BYTES
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=gateway.connect_timeout_s, sock_read=gateway.timeout_s
         )
@@ -139,7 +148,10 @@ class Upstream:
             await send({"type": "http.response.start", "status": response.status, "headers": headers})
             async for chunk in response.content.iter_any():
                 self._sent_bytes.inc(len(chunk))
-                passed.tail = chunk[-TAIL_BYTES:] if len(chunk) >= TAIL_BYTES else (passed.tail + chunk)[-TAIL_BYTES:]
+                passed.size += len(chunk)
+                passed.tail += chunk
+                if len(passed.tail) > 2 * self._tail_bytes:  # not at each chunk: cutting costs a copy
+                    del passed.tail[: -self._tail_bytes]
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             passed.complete = True

@@ -264,6 +264,16 @@ class Gateway(Section):
         default=False, description="Print one JSON line per request: path, status, outcome, time; no texts, no people."
     )
     log: bool = Field(default=True, description="Log requests for the next night.")
+    log_sample: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the requests that is logged, by chance. min_count and min_users then count the sample.",
+    )
+    log_answers: bool = Field(
+        default=False, description="Log the answers' texts too, up to 1 MB each; the nights do not need them."
+    )
+    log_segment_rows: int = Field(default=10_000, ge=1, description="Most rows in one segment of the request log.")
     log_flush_s: float = Field(default=5.0, gt=0, description="How often the request log is written, in seconds.")
     log_queue: int = Field(default=50_000, ge=1, description="Log rows held in memory; more are dropped and counted.")
     log_queue_mb: float = Field(default=64, gt=0, description="... and as many MB of request bodies.")

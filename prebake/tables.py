@@ -189,6 +189,18 @@ GATEWAY_LOG = Table(
         Column("prompt_tokens", pa.int64(), "Prompt tokens, where known", "tokens", nullable=True),
         Column("completion_tokens", pa.int64(), "Completion tokens, where known", "tokens", nullable=True),
         Column("status", pa.int32(), "HTTP status of the answer; only answered requests (200) are counted"),
+        Column(
+            "sample_share",
+            pa.float64(),
+            "Share of the requests that were logged then: a row stands for 1 over it",
+            nullable=True,
+        ),
+        Column(
+            "answer",
+            pa.string(),
+            "The answer, where log_answers asks for it: a hit's message (JSON), or what the upstream sent (JSON, or events of a stream)",
+            nullable=True,
+        ),
     ),
     partition_by=(),
 )

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from prebake.errors import InputError, StorageError
 from prebake.tables import ANSWERS, ANSWERS_CURRENT, DAILY_COUNTS, FINGERPRINT, PLAN, QUERY_LOG, REJECTS, RUNS, Table
+from storage.delta import DeltaTable
 from storage.store import Store
 
 FILE: Final = "answers.duckdb"
@@ -33,6 +34,14 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
         _show(connection, "view", table, store)
     _show_current_answers(connection)
     _show_runs(connection, "view", store)
+    return connection
+
+
+def connect_answers(answers: DeltaTable) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the views ``answers`` and ``answers_current`` alone: no ledger is asked."""
+    connection = duckdb.connect(config=dict(_CONFIG))
+    _create(connection, "view", ANSWERS, "answers_rows", answers.scan())
+    _show_current_answers(connection)
     return connection
 
 

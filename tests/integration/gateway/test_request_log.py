@@ -108,6 +108,47 @@ def test_a_log_that_cannot_be_written_waits_then_drops_and_counts_and_harms_no_r
     assert gateway.log.read_text().count("request log: cannot be written") == 1
 
 
+def test_a_sample_is_drawn_by_chance_and_says_how_large_it_is(tmp_path: Path, upstream: Running) -> None:
+    publish(tmp_path, [answer_to(settings_of(tmp_path), ask("Known?"), "The baked answer")])
+    with gateway_server(tmp_path, upstream.url, log_sample=0.5) as gateway:
+        with httpx.Client(base_url=gateway.url) as client:
+            for _ in range(200):
+                client.post("/v1/chat/completions", json=ask("Known?"))
+        dropped = httpx.get(f"{gateway.url}/metrics").text
+    rows = logged(tmp_path)
+    assert 50 < len(rows) < 150  # outside of it once in 10^12 times
+    assert {row["sample_share"] for row in rows} == {0.5}
+    assert "prebake_log_dropped_total 0.0" in dropped
+
+
+def test_answers_are_logged_only_if_asked_for_and_never_those_of_requests_that_forbid_it(
+    tmp_path: Path, upstream: Running
+) -> None:
+    publish(tmp_path, [answer_to(settings_of(tmp_path), ask("Known?"), "The baked answer")])
+    with gateway_server(tmp_path, upstream.url, log_answers=True) as gateway:
+        post(gateway, ask("Known?"))
+        sent = post(gateway, ask("Unknown?")).text
+        events = post(gateway, ask("Unknown?", stream=True)).text
+        post(gateway, ask("Known?", user="secret"), **{"cache-control": "no-store"})
+        post(gateway, ask("Unknown?", user="secret"), **{"cache-control": "no-store"})
+    hit, miss, streamed = logged(tmp_path)
+    assert orjson.loads(hit["answer"])["content"] == "The baked answer"
+    assert (hit["prompt_tokens"], hit["completion_tokens"]) == (12, 5)
+    assert (miss["answer"], miss["completion_tokens"]) == (sent, 3)
+    assert streamed["answer"] == events
+
+
+def test_segments_are_no_longer_than_the_settings_say(tmp_path: Path, upstream: Running) -> None:
+    with gateway_server(tmp_path, upstream.url, log_flush_s=600, log_segment_rows=10) as gateway:
+        for number in range(25):
+            post(gateway, ask(f"Question {number}"))
+        # Ten rows are written at once, without waiting for the flush.
+        wait_until(lambda: len(logged(tmp_path)) >= 10)
+    segments = [pq.read_table(file).num_rows for file in (tmp_path / "prebake-store/gateway-log").rglob("*.parquet")]
+    assert sum(segments) == 25
+    assert max(segments) == 10
+
+
 def test_rows_that_cannot_be_written_back_as_json_do_not_stop_the_others(tmp_path: Path, upstream: Running) -> None:
     with gateway_server(tmp_path, upstream.url) as gateway:
         httpx.post(
