@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from gateway.coalesce import Coalescing
 from gateway.controls import Controls, read_controls
 from gateway.identity import KEY, Identity
 from gateway.metrics import Metrics
@@ -49,6 +50,7 @@ class Reason(StrEnum):
     NOT_BAKED = "not_baked"  # no answer with this key, or it has expired
     TOO_OLD = "too_old"  # the answer is older than the request's max-age
     NO_CACHE = "no_cache"  # the request wants a new answer
+    COALESCED = "coalesced"  # not baked, and an identical request was on its way already: both get its answer
     TOO_LARGE = "too_large"  # longer than the settings look at
     DELIVERY = "delivery"  # wants the answer in a way that only the upstream can do, or refuse
     QUERY = "query"  # a query string, which the key knows nothing of
@@ -79,9 +81,9 @@ class Chat:
         log: RequestLog | None,
         metrics: Metrics,
     ) -> None:
+        self._upstream = upstream
         self.use(settings)
         self._serving = serving
-        self._upstream = upstream
         self._log = log
         self._metrics = metrics
         process = os.urandom(8).hex().encode()
@@ -98,6 +100,8 @@ class Chat:
         self._identity = Identity(settings.gateway)
         self._log_answers = settings.gateway.log_answers
         self._max_body_bytes = int(settings.gateway.max_body_mb * 1e6)
+        self._coalescing = Coalescing(self._upstream, settings.gateway.user_header)
+        self._coalesced = frozenset(route.name for route in settings.routes if route.coalesce)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -111,6 +115,10 @@ class Chat:
         tenant = self._identity.tenant(scope["headers"], scope.get(KEY))
         controls = read_controls(scope["headers"])
         outcome = self._look_up(scope, body, tenant, more, controls)
+        ride = None
+        if outcome.answer is None and outcome.route in self._coalesced and _may_share(body, controls):
+            ride = self._coalescing.board(scope, raw, body, tenant)
+            outcome = outcome._replace(reason=Reason.COALESCED) if ride.joined else outcome
         self._requests(outcome.route, outcome.cache, outcome.reason or "").inc()
         if (answer := outcome.answer) is not None:
             await self._send_hit(send, answer, body, arrived)
@@ -120,9 +128,11 @@ class Chat:
             await send_json(send, 504, NOT_CACHED, marks(outcome.cache, outcome.reason))
             status, tail, whole = 504, b"", False
         else:
-            passed = await self._upstream.forward(
-                scope, receive, send, body=raw, more=more, marks=marks(outcome.cache, outcome.reason)
-            )
+            said = marks(outcome.cache, outcome.reason)
+            if ride is not None:
+                passed = await ride.take(receive, send, said)
+            else:
+                passed = await self._upstream.forward(scope, receive, send, body=raw, more=more, marks=said)
             status, tail, whole = passed.status, bytes(passed.tail), passed.whole
         if (
             self._log is not None
@@ -238,6 +248,11 @@ def _parse(raw: bytes) -> Any:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
         return None
+
+
+def _may_share(body: Any, controls: Controls) -> bool:
+    """Whether a call may be shared: not by who wants no trace of it held here, or a copy of its own kept upstream."""
+    return not controls.no_store and not controls.only_if_cached and not body.get("store")
 
 
 def _delivery_is_ours(body: dict[str, Any]) -> bool:

@@ -135,7 +135,7 @@ class Upstream:
         async with self._session.request(
             scope["method"],
             self._url(scope),
-            headers=self._headers_on(scope["headers"]),
+            headers=self.headers_on(scope["headers"]),
             data=upload.data(),
             allow_redirects=False,
             timeout=self._timeout,
@@ -168,7 +168,8 @@ class Upstream:
         message = "The upstream did not answer in time." if status == 504 else "The upstream cannot be reached."
         await send_json(send, status, error(message, kind="upstream_error", code=f"upstream_{kind}"), marks)
 
-    def _headers_on(self, headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
+    def headers_on(self, headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
+        """A request's headers as they go on to the upstream."""
         headers = list(headers)
         dropped = self._dropped | _named_by_connection(headers)
         sent = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in headers if name not in dropped)

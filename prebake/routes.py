@@ -73,6 +73,11 @@ class Route(BaseModel):
         description="Fewest distinct tenants before a prompt of a shared route is baked; those who name none are one.",
     )
     multi_turn: bool = Field(default=False, description="Bake conversations of more than one user message too.")
+    coalesce: bool = Field(
+        default=False,
+        description="Identical requests of one tenant that are in flight at the same time go to the model once, and "
+        "each gets the one answer; not where callers ask again to be answered differently.",
+    )
     serve_truncated: bool = Field(default=False, description="Serve answers that the length limit cut off.")
     never: tuple[str, ...] = Field(
         default=(), description="Never bake prompts that match one of these regular expressions (Python, any case)."

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 seen: list[dict[str, Any]] = []
 counts = {"cancelled": 0}
+gate = asyncio.Event()
 WORDS = ["one ", "two ", "three"]
 
 
@@ -49,6 +50,10 @@ async def chat(request: Request) -> Response:
         return Response(b"<h1>oops</h1>", 503, {"content-type": "text/html"})
     if model == "silent":
         await asyncio.sleep(30)
+    if "gated" in model:
+        await gate.wait()
+    if model == "gated-busy":
+        return refuse(429, "slow down", "rate_limit", {"retry-after": "7"})
     if body.get("stream"):
         return StreamingResponse(stream(model), media_type="text/event-stream")
     return JSONResponse(completion(model, "".join(WORDS)), headers={"x-request-id": "req_1"})
@@ -164,6 +169,14 @@ def events(data: list[dict[str, Any]], *, done: bool) -> Response:
     return Response(body + b"data: [DONE]\n\n" * done, media_type="text/event-stream")
 
 
+async def open_gate(_request: Request) -> Response:
+    """Let the gated models' requests that wait now go on."""
+    global gate
+    gate.set()
+    gate = asyncio.Event()
+    return Response()
+
+
 async def show_seen(_request: Request) -> Response:
     """What reached the server."""
     return JSONResponse({"requests": seen, **counts})
@@ -177,6 +190,7 @@ app = Starlette(
         Route("/v1/models", models),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/seen", show_seen),
+        Route("/open", open_gate, methods=["POST"]),
     ]
 )
 
