@@ -75,7 +75,7 @@ class VllmEngine:
                 engine_input = self._reader.with_partial(engine_input, resumed.token_ids)
                 sampling = sampling.clone()
                 sampling.max_tokens -= len(resumed.token_ids)
-            self._core.add_request(prompt.key.hex(), engine_input, sampling)
+            self._count_only(self._core.add_request(prompt.key.hex(), engine_input, sampling))
         except EngineDeadError:
             raise
         except Exception as error:  # noqa: BLE001 - users' text through the model's own template may raise anything
@@ -104,6 +104,10 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM's processes."""
         self._core.engine_core.shutdown()
+
+    def _count_only(self, request_id: str) -> None:
+        """Keep vLLM from spelling each token beside its log-probability: of those only the sum is wanted."""
+        self._core.output_processor.request_states[request_id].logprobs_processor.tokenizer = None
 
     def _fits(self, partial: Partial | None, sampling: SamplingParams) -> TypeGuard[Partial]:
         """Whether it is ours to go on from, and leaves something to do."""

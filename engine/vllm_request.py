@@ -104,7 +104,7 @@ class RequestReader:
         sampling = request.to_sampling_params(fields.get("max_tokens", max_tokens), self._defaults)
         tools = [tool.model_dump() for tool in request.tools] if request.tools else None
         template = {"tools": tools, "tokenize": self._tokenizes_itself}
-        sampling.logprobs = 0  # the chosen token's own log-probability, nothing more
+        sampling.logprobs, sampling.flat_logprobs = 0, True  # the chosen token's own log-probability, nothing more
         sampling.skip_clone = False  # shared by all prompts that ask so: vLLM must copy before it writes
         return Asked(
             sampling,
