@@ -1,8 +1,9 @@
 """Bake a plan into committed parts, beside bare ``LLM.chat`` on the same prompts and the same loaded vLLM.
 
-``ratio_vllm`` and ``ratio_chunked`` are tokens per second, ours over theirs; the latter with answers of very uneven
-length and ``LLM.chat`` called for 512 prompts at a time, as scripts that save now and then do. ``ratio_supervised`` is
-as ``ratio_vllm``, but ours with the engine in its own process, as a night runs it.
+All ratios are tokens per second, ours over theirs. ``ratio_vllm``: both asked for log-probabilities, as a night asks
+unless ``engine.logprobs`` is off; ``ratio_without_logprobs``: neither. ``ratio_chunked``: answers of very uneven length
+and ``LLM.chat`` called for 512 prompts at a time, as scripts that save now and then do. ``ratio_supervised``: as
+``ratio_vllm``, but ours with the engine in its own process, as a night runs it.
 """
 
 from __future__ import annotations
@@ -45,12 +46,15 @@ def run(size: int = 2000, *, model: str = "", rounds: int = ROUNDS, supervised: 
 
         llm = LLM(model=settings.model, **ARGS)
         engine = VllmEngine(settings, llm)
+        plain = VllmEngine(settings.model_copy(update={"logprobs": False}), llm)
         even = _prompts(limits(size, lambda chance: chance.randint(8, 64)))
         ragged = _prompts(limits(size, uneven(3.2, 1.1, 400)))
         contestants: dict[str, Callable[[], float]] = {
-            "vllm": lambda: bare(llm, even, size),
+            "vllm": lambda: bare(llm, even, size, logprobs=0),
             "ours": lambda: ours(settings, engine, even),
-            "chunked": lambda: bare(llm, ragged, CHUNK),
+            "vllm_without_logprobs": lambda: bare(llm, even, size),
+            "ours_without_logprobs": lambda: ours(settings, plain, even),
+            "chunked": lambda: bare(llm, ragged, CHUNK, logprobs=0),
             "ours_uneven": lambda: ours(settings, engine, ragged),
         }
         with _beside(settings, supervised) as other:
@@ -62,6 +66,7 @@ def run(size: int = 2000, *, model: str = "", rounds: int = ROUNDS, supervised: 
         engine.close()
     ratios = {
         "ratio_vllm": speeds["ours"] / speeds["vllm"],
+        "ratio_without_logprobs": speeds["ours_without_logprobs"] / speeds["vllm_without_logprobs"],
         "ratio_chunked": speeds["ours_uneven"] / speeds["chunked"],
     }
     if supervised:
@@ -84,14 +89,14 @@ def _beside(settings: EngineSettings, supervised: bool) -> Iterator[Engine | Non
         engine.close()
 
 
-def bare(llm: Any, prompts: list[dict[str, Any]], chunk: int) -> float:
-    """Tokens per second of ``LLM.chat``, called for that many prompts at a time."""
+def bare(llm: Any, prompts: list[dict[str, Any]], chunk: int, *, logprobs: int | None = None) -> float:
+    """Tokens per second of ``LLM.chat``, called for that many prompts at a time; ``logprobs`` as vLLM has it."""
     from vllm import SamplingParams
 
     started, tokens = time.perf_counter(), 0
     for start in range(0, len(prompts), chunk):
         part = prompts[start : start + chunk]
-        params = [SamplingParams(temperature=0, **prompt["params"]) for prompt in part]
+        params = [SamplingParams(temperature=0, logprobs=logprobs, **prompt["params"]) for prompt in part]
         outputs = llm.chat([prompt["messages"] for prompt in part], params, use_tqdm=False)
         tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
     assert tokens == _tokens(prompts)  # noqa: S101 - a measurement of something else is worse than none

@@ -64,7 +64,7 @@ def run(size: int = PROMPTS, *, shape: dict[str, Any] = LLAMA_8B, rounds: int = 
         engine = VllmEngine(settings, llm)
         prompts = [_prompt(llm.get_tokenizer(), number) for number in range(size)]
         contestants: dict[str, Callable[[], float]] = {
-            "vllm": lambda: bare(llm, prompts, size),
+            "vllm": lambda: bare(llm, prompts, size, logprobs=0),
             "ours": lambda: ours(settings, engine, prompts),
         }
         for contestant in contestants.values():

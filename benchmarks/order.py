@@ -194,7 +194,7 @@ def _most_hits(llm: Any, log: Sequence[_Asked]) -> int:
     """
     from engine.vllm_request import RequestReader
 
-    reader, size = RequestReader(llm), llm.llm_engine.vllm_config.cache_config.block_size
+    reader, size = RequestReader(llm, logprobs=False), llm.llm_engine.vllm_config.cache_config.block_size
     found, there = Counter[int](), Counter[int]()
     for one in log:
         _, engine_input = reader.read(Prompt(b"", _request(one), 1))

@@ -38,7 +38,7 @@ class VllmEngine:
     def __init__(self, settings: EngineSettings, llm: LLM | None = None) -> None:
         self._llm = llm or LLM(**_arguments(settings))
         self._core = self._llm.llm_engine
-        self._reader = RequestReader(self._llm)
+        self._reader = RequestReader(self._llm, logprobs=settings.logprobs)
         self._flights: dict[str, _Flight] = {}
         self._refused: list[Completion] = []
         self.model = _name(settings)

@@ -57,9 +57,10 @@ class Asked:
 
 
 class RequestReader:
-    """Reads requests for one loaded model. ``llm`` is vLLM's LLM."""
+    """Reads requests for one loaded model. ``llm`` is vLLM's LLM; ``logprobs``: whether to have them counted."""
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, *, logprobs: bool) -> None:
+        self._logprobs = logprobs
         self._renderer = llm.renderer
         self._model_config = llm.model_config
         self._defaults = llm.model_config.get_diff_sampling_param()
@@ -104,7 +105,8 @@ class RequestReader:
         sampling = request.to_sampling_params(fields.get("max_tokens", max_tokens), self._defaults)
         tools = [tool.model_dump() for tool in request.tools] if request.tools else None
         template = {"tools": tools, "tokenize": self._tokenizes_itself}
-        sampling.logprobs, sampling.flat_logprobs = 0, True  # the chosen token's own log-probability, nothing more
+        if self._logprobs:
+            sampling.logprobs, sampling.flat_logprobs = 0, True  # the chosen token's own, nothing more
         sampling.skip_clone = False  # shared by all prompts that ask so: vLLM must copy before it writes
         return Asked(
             sampling,

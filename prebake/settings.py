@@ -149,6 +149,10 @@ class Engine(Section):
     stall_s: float = Field(
         default=300.0, gt=0, description="An engine that makes no step for this long is started anew, in s."
     )
+    logprobs: bool = Field(
+        default=True,
+        description="Count each answer's mean log-probability. Off, a small model is up to a quarter faster.",
+    )
     memory_retries: int = Field(
         default=3,
         ge=0,

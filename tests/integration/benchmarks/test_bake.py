@@ -16,5 +16,5 @@ def test_it_prints_its_ratios_as_the_last_line() -> None:
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["sizes"]["prompts"] == 24
-    for ratio in ("ratio_vllm", "ratio_chunked", "ratio_supervised"):
+    for ratio in ("ratio_vllm", "ratio_without_logprobs", "ratio_chunked", "ratio_supervised"):
         assert found[ratio] > 0

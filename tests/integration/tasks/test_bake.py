@@ -94,10 +94,11 @@ class _StopAtFirstAnswer:
         return done
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def slow_engine(tiny_model: Path) -> Iterator[Engine]:
-    """An engine that takes longer for the prompts it has than the bake for its next look at them."""
-    with closing(open_engine(engine_settings_for(tiny_model, args={"logits_processors": [SLOW]}))) as engine:
+    """An engine that takes longer for its prompts than the bake for its next look at them, and counts no logprobs."""
+    settings = engine_settings_for(tiny_model, args={"logits_processors": [SLOW]}, logprobs=False)
+    with closing(open_engine(settings)) as engine:
         yield engine
 
 
@@ -118,6 +119,12 @@ def test_a_bake_that_was_stopped_goes_on_from_the_very_token(
     assert report.resumed_tokens > 0
     baked = {row["fingerprint"]: row["completion_tokens"] for row in committed(store)}
     assert baked == dict(zip(planned, limits, strict=True))
+
+
+def test_log_probabilities_may_be_left_out(store: Store, settings: Settings, slow_engine: Engine) -> None:
+    add_plan(store, settings, [question(n) for n in range(3)])
+    _bake(store, settings, slow_engine)
+    assert [row["mean_logprob"] for row in committed(store)] == [None] * 3
 
 
 def test_nothing_is_admitted_whose_worst_case_the_budget_cannot_pay(
