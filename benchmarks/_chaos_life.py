@@ -170,7 +170,7 @@ class Life:
 
 
 class Orphans:
-    """Looks 20 s after each death whether anything is left."""
+    """Looks 20 s after each death whether anything is left, and says on standard error what it is."""
 
     def __init__(self) -> None:
         self._timers: list[threading.Timer] = []
@@ -178,10 +178,16 @@ class Orphans:
 
     def watch(self, left: Callable[[], Iterable[Process]]) -> None:
         """Note a death: what ``left`` returns in 20 s are orphans."""
-        timer = threading.Timer(_ORPHAN_S, lambda: self._found.update(left()))
+        timer = threading.Timer(_ORPHAN_S, lambda: self._look(left))
         timer.daemon = True
         timer.start()
         self._timers.append(timer)
+
+    def _look(self, left: Callable[[], Iterable[Process]]) -> None:
+        for process in left():
+            words = _read(process.pid, "cmdline").replace(b"\0", b" ").decode(errors="replace")
+            print(f"orphan: {process}: {words[:300]}", file=sys.stderr)
+            self._found.add(process)
 
     def count(self) -> int:
         """How many there were, when the last was looked for."""
