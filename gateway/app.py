@@ -93,9 +93,9 @@ class Gateway:
         if scope["type"] == "http":
             path: str = scope["path"]
             if path.startswith(API):
-                key = self.doors.admit(scope["headers"])
+                key = self.doors.admit(scope)
                 if isinstance(key, Refusal):
-                    return await send_json(send, key.status, key.body, [*marks("refused", key.reason), *key.headers])
+                    return await send_json(send, key.status, key.body, key.headers)
                 scope[KEY] = key
                 if path == CHAT_PATH and scope["method"] == "POST":
                     return await self._chat(scope, receive, send)

@@ -1,13 +1,12 @@
-"""Who may come in: the key that a request presents, and how many requests it may make in a minute.
+"""Who may come in: the key that a request presents, how many requests it may make in a minute, what else is refused.
 
-In: the headers of a request under /v1. Out: whose key it is, or the refusal to send instead of an answer.
+In: a request under /v1. Out: whose key it is, or the refusal to send instead of an answer.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -15,14 +14,16 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 
+from gateway.chat import marks
 from gateway.metrics import Metrics
 from gateway.responses import error
+from gateway.upstream import Headers, Scope
 from prebake.keys import Key, Keyring
 from prebake.settings import Settings
 
+REFUSAL = "prebake.refusal"  # where the connection leaves in a request's scope that it is too long
 WINDOW_S = 60
-# What else clients send keys by; none of them goes on where the gateway has keys or a key of its own for the upstream.
-CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key"})
+_BEARER = ("invalid_request_error", (b"www-authenticate", b"Bearer"))
 
 
 class Refused(StrEnum):
@@ -31,15 +32,18 @@ class Refused(StrEnum):
     NO_KEY = "no_key"
     WRONG_KEY = "wrong_key"
     RATE_LIMITED = "rate_limited"
+    TOO_LARGE = "too_large"  # the whole request
+    HEADERS = "headers"  # too many, or too long
+    SLOW = "slow"
 
 
 class Refusal(NamedTuple):
-    """An answer that says no: status, body in OpenAI's shape, headers beside the usual ones."""
+    """An answer that says no: status, body in OpenAI's shape, headers beside type and length."""
 
     reason: Refused
     status: int
     body: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: Headers
 
 
 class Doors:
@@ -52,6 +56,7 @@ class Doors:
 
     def use(self, settings: Settings) -> None:
         """Go by other settings from now on; what was counted in this minute stays counted."""
+        self.limits = settings.gateway.limits
         self._keyring = Keyring(settings.keys)
         self._rates = {
             key.name: RateLimitItemPerMinute(key.requests_per_minute)
@@ -59,22 +64,29 @@ class Doors:
             if key.requests_per_minute
         }
 
-    def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> Key | Refusal | None:
+    def admit(self, scope: Scope) -> Key | Refusal | None:
         """The key of the request, None where none is asked for, or the refusal."""
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if len(headers) > self.limits.headers:
+            return self.refuse(Refused.HEADERS)
+        refusal: Refusal | None = scope.get(REFUSAL)
+        if refusal is not None:
+            return refusal
         if not self._keyring:
             return None
         presented = [value for name, value in headers if name == b"authorization"]
         if not presented:
-            return self._no_entry(Refused.NO_KEY)
+            return self.refuse(Refused.NO_KEY)
         key = self._keyring.find(_token(presented[0])) if len(presented) == 1 else None
         if key is None:
-            return self._no_entry(Refused.WRONG_KEY)
+            return self.refuse(Refused.WRONG_KEY)
         wait_s = self._wait_s(key)
         return key if wait_s == 0 else self._too_many(key, wait_s)
 
-    def count(self, reason: Refused) -> None:
-        """Count a refusal."""
+    def refuse(self, reason: Refused) -> Refusal:
+        """Count a refusal, and what to answer; of every reason but the rate, which depends on the key."""
         self._refused.labels(reason.value).inc()
+        return _REFUSALS[reason]
 
     def _wait_s(self, key: Key) -> int:
         """Count the request; how long to wait where it is one too many, in seconds."""
@@ -89,22 +101,43 @@ class Doors:
         self._limiter.hit(rate, key.name)
         return 0
 
-    def _no_entry(self, reason: Refused) -> Refusal:
-        self.count(reason)
-        message = (
-            "The API key is not known here." if reason is Refused.WRONG_KEY else "Send an API key as Bearer token."
-        )
-        body = error(message, kind="invalid_request_error", code="invalid_api_key")
-        return Refusal(reason, 401, body, [(b"www-authenticate", b"Bearer")])
-
     def _too_many(self, key: Key, wait_s: int) -> Refusal:
-        self.count(Refused.RATE_LIMITED)
+        self._refused.labels(Refused.RATE_LIMITED.value).inc()
         message = f"The key {key.name} may make {key.requests_per_minute} requests per minute; wait {wait_s} s."
-        body = error(message, kind="rate_limit_error", code="rate_limit_exceeded")
-        return Refusal(Refused.RATE_LIMITED, 429, body, [(b"retry-after", b"%d" % wait_s)])
+        return _refusal(
+            Refused.RATE_LIMITED,
+            429,
+            message,
+            "rate_limit_exceeded",
+            "rate_limit_error",
+            (b"retry-after", b"%d" % wait_s),
+        )
 
 
 def _token(authorization: bytes) -> bytes:
     """The token behind the scheme Bearer in any case (RFC 6750, 2.1; RFC 9110, 11.1); empty for other schemes."""
     scheme, _, token = authorization.partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _refusal(
+    reason: Refused,
+    status: int,
+    message: str,
+    code: str,
+    kind: str = "invalid_request_error",
+    *headers: tuple[bytes, bytes],
+) -> Refusal:
+    return Refusal(reason, status, error(message, kind=kind, code=code), [*marks("refused", reason), *headers])
+
+
+_REFUSALS = {
+    refusal.reason: refusal
+    for refusal in (
+        _refusal(Refused.NO_KEY, 401, "Send an API key as Bearer token.", "invalid_api_key", *_BEARER),
+        _refusal(Refused.WRONG_KEY, 401, "The API key is not known here.", "invalid_api_key", *_BEARER),
+        _refusal(Refused.TOO_LARGE, 413, "The request is too long for this gateway.", "request_too_large"),
+        _refusal(Refused.HEADERS, 431, "The request has too many or too long headers.", "headers_too_large"),
+        _refusal(Refused.SLOW, 408, "The request did not come in time.", "request_timeout"),
+    )
+}

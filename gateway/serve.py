@@ -13,6 +13,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from gateway.metrics import MULTIPROCESS_DIR
+from gateway.protocol import GuardedProtocol
 from prebake.errors import SettingsError
 from prebake.settings import Settings
 
@@ -89,11 +90,12 @@ def _config(settings: Settings) -> uvicorn.Config:
         Deferred(settings),
         factory=True,
         loop="uvloop",
-        http="httptools",
+        http=GuardedProtocol,
         ws="none",
         lifespan="on",
         access_log=False,
         log_config=None,
+        proxy_headers=False,
         server_header=False,  # an upstream's own Server and Date headers come through
         date_header=False,
         backlog=BACKLOG,

@@ -17,7 +17,6 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from gateway.doors import CREDENTIALS
 from gateway.metrics import Metrics
 from gateway.responses import error
 from prebake.settings import Settings
@@ -36,6 +35,8 @@ HOP_BY_HOP = frozenset(
         b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
+# What clients send keys by. None goes on where the gateway has keys, or a key of its own for the upstream.
+CREDENTIALS = frozenset({b"authorization", b"api-key", b"x-api-key"})
 NOT_SENT_ON = HOP_BY_HOP | {b"host", b"expect"}
 # What is kept of an answer for the log: its end, where the token counts are, or all of it where answers are logged.
 TAIL_BYTES = 2048

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from prebake.errors import SettingsError
 from prebake.keys import Key
+from prebake.limits import Limits
 from prebake.prices import GpuPrice, TokenPrice
 from prebake.routes import Route, Routes
 
@@ -281,6 +282,7 @@ class Gateway(Section):
     log_flush_s: float = Field(default=5.0, gt=0, description="How often the request log is written, in seconds.")
     log_queue: int = Field(default=50_000, ge=1, description="Log rows held in memory; more are dropped and counted.")
     log_queue_mb: float = Field(default=64, gt=0, description="... and as many MB of request bodies.")
+    limits: Limits = Limits()
 
 
 class Settings(BaseSettings):
