@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from gateway.access_log import AccessLog
 from gateway.chat import NOT_CACHED, Chat, Reason, marks
 from gateway.controls import read_controls
-from gateway.doors import Doors, Refusal
+from gateway.doors import DOORS, Doors, Refusal
 from gateway.identity import KEY
 from gateway.metrics import Metrics
 from gateway.reload import Serving, cache_folder
@@ -58,7 +58,7 @@ class Gateway:
     def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
         options = settings.gateway
         self._metrics = Metrics()
-        self.doors = Doors(settings, self._metrics)
+        self._doors = Doors(settings, self._metrics)
         self._tracing = tracing
         objects = open_objects(settings.store)
         self._serving = Serving(
@@ -93,7 +93,7 @@ class Gateway:
         if scope["type"] == "http":
             path: str = scope["path"]
             if path.startswith(API):
-                key = self.doors.admit(scope)
+                key = self._doors.admit(scope)
                 if isinstance(key, Refusal):
                     return await send_json(send, key.status, key.body, key.headers)
                 scope[KEY] = key
@@ -113,7 +113,7 @@ class Gateway:
         await self._upstream.forward(scope, receive, send, more=has_body(scope["headers"]), marks=headers)
 
     @asynccontextmanager
-    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
             if self._tracing is not None:
                 stack.push_async_callback(asyncio.to_thread, self._tracing.close)
@@ -126,7 +126,7 @@ class Gateway:
                 self._log.start()
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at again
-            yield
+            yield {DOORS: self._doors}
 
     async def _healthz(self, _request: Request) -> Response:
         """The process answers."""

@@ -21,6 +21,7 @@ from gateway.upstream import Headers, Scope
 from prebake.keys import Key, Keyring
 from prebake.settings import Settings
 
+DOORS = "doors"  # where connections find the doors in the state of the lifespan
 REFUSAL = "prebake.refusal"  # where the connection leaves in a request's scope that it is too long
 WINDOW_S = 60
 _BEARER = ("invalid_request_error", (b"www-authenticate", b"Bearer"))

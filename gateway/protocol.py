@@ -7,16 +7,13 @@ client is too slow or goes on without end. A request that arrives in one piece, 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gateway.doors import REFUSAL, Refused
-
-if TYPE_CHECKING:
-    from gateway.app import Gateway
+from gateway.doors import DOORS, REFUSAL, Doors, Refused
 
 MIN_BYTES_PER_S = 1000
 # A piece no longer than this holds no headers that are too long: the least that the settings allow.
@@ -34,7 +31,7 @@ class GuardedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._doors = cast("Gateway", config.loaded_app).doors
+        self._doors: Doors = app_state[DOORS]
         self._arriving = False  # a request has begun and is not complete
         self._in_head = True  # its headers are not complete, or nothing has come yet
         self._size = 0  # bytes of it so far

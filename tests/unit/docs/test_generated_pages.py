@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
+from pydantic import BaseModel
 
 from docs.generate import FOLDER, PAGES
 from prebake.cli.settings_file import settings_toml
@@ -21,6 +22,7 @@ def test_the_settings_file_that_init_writes_holds_every_section_and_is_valid() -
     values = tomllib.loads(text)
     assert Settings(**values).routes[0].name == "default"
     assert set(Settings.model_fields) - {"keys"} <= set(values)
+    assert "[gateway.limits]\n" in text
     assert "# [[keys]]\n" in text  # with keys in force nobody gets in without one: they are no default
 
 
@@ -34,4 +36,5 @@ def test_every_setting_stands_in_the_settings_file_with_its_default() -> None:
     for section in ("store", "plan", "gateway", "engine"):
         annotation = Settings.model_fields[section].annotation
         optional = {name for name, field in annotation.model_fields.items() if field.default is None}
+        optional |= {name for name, field in annotation.model_fields.items() if isinstance(field.default, BaseModel)}
         assert set(annotation.model_fields) - optional <= keys
