@@ -45,7 +45,7 @@ NOT_CACHED = error(
 
 
 class Reason(StrEnum):
-    """Why a request went to the upstream, beside prebake.request.Bypass and gateway.reload.NoStore."""
+    """Why a request went to the upstream, beside Bypass, Withheld (prebake) and NoStore (gateway.reload)."""
 
     NOT_BAKED = "not_baked"  # no answer with this key, or it has expired
     TOO_OLD = "too_old"  # the answer is older than the request's max-age
@@ -166,7 +166,7 @@ class Chat:
             return Outcome("bypass", Reason.NO_CACHE, "")
         if scope["query_string"]:
             return Outcome("bypass", Reason.QUERY, "")
-        if isinstance(body, dict) and not _delivery_is_ours(body):
+        if isinstance(body, dict) and not delivery_is_ours(body):
             return Outcome("bypass", Reason.DELIVERY, "")
         store = self._serving.store
         try:
@@ -179,6 +179,8 @@ class Chat:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the upstream can answer
             self._say_broken(error)
             return Outcome("miss", NoStore.BROKEN, "")
+        if (withheld := self._serving.verdicts.withhold(key.route, key.fingerprint, answer)) is not None:
+            return Outcome("miss", withheld, key.route.name)
         if answer is None:
             return Outcome("miss", Reason.NOT_BAKED, key.route.name)
         if controls.max_age_s is not None and _age_s(answer, time.time()) > controls.max_age_s:
@@ -255,7 +257,8 @@ def _may_share(body: Any, controls: Controls) -> bool:
     return not controls.no_store and not controls.only_if_cached and not body.get("store")
 
 
-def _delivery_is_ours(body: dict[str, Any]) -> bool:
+def delivery_is_ours(body: dict[str, Any]) -> bool:
+    """Whether the body wants the answer in a way in which a stored one can be given."""
     streamed, options = body.get("stream"), body.get("stream_options")
     if streamed is not None and not isinstance(streamed, bool):
         return False

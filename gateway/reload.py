@@ -1,8 +1,8 @@
 """The snapshot that is served: watches the pointer, fetches, verifies and maps what is new, then swaps it in.
 
-In: the object store. Out: an open AnswerStore, or the reason why there is none. Looking happens in a thread of its own;
-the swap and the closing of the old snapshot happen on the event loop, where a lookup is one step that nothing
-interrupts: so no request ever meets a closed or a half-swapped snapshot.
+In: the object store. Out: an open AnswerStore, or the reason why there is none, and people's verdicts on answers.
+Looking happens in a thread of its own; the swap and the closing of the old snapshot happen on the event loop, where a
+lookup is one step that nothing interrupts: so no request ever meets a closed or a half-swapped snapshot.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from gateway.metrics import Metrics
 from prebake.errors import PrebakeError, SnapshotError
 from prebake.lookup import AnswerStore
 from prebake.manifest import read_pointer
+from prebake.verdicts import NO_VERDICTS
 from storage.objects import Objects
 from storage.snapshot import POINTER_KEY, fetch_snapshot
+from storage.verdicts import KEY as VERDICTS_KEY
+from storage.verdicts import read_verdicts
 
 RETRY_BROKEN_S = 30.0
 
@@ -38,11 +41,15 @@ class NoStore(StrEnum):
 
 
 class Serving:
-    """What is served now: ``store`` and, for the response header, ``version``; ``reason`` where there is no store."""
+    """What is served now: ``store`` and, for the response header, ``version``; ``reason`` where there is no store.
+
+    ``verdicts`` are those last read. Nothing is opened before they were: what is blocked is never served.
+    """
 
     def __init__(self, objects: Objects, *, cache_dir: Path, reload_s: float, metrics: Metrics) -> None:
         self.store: AnswerStore | None = None
         self.version = b""
+        self.verdicts = NO_VERDICTS
         self.reason: NoStore = NoStore.NO_SNAPSHOT
         self.problem = ""
         self._objects = objects
@@ -53,6 +60,7 @@ class Serving:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._seen: str | None = None  # etag of the pointer that was last acted upon
+        self._seen_verdicts: str | None = ""  # ... and of the verdicts; empty: not looked at yet
         self._retry_at = 0.0
 
     async def start(self) -> None:
@@ -70,8 +78,10 @@ class Serving:
         self._swap(None)
 
     def look(self) -> None:
-        """Act on the pointer if it changed. Never raises: what goes wrong is the reason, and logged once."""
+        """Act on verdicts and pointer if they changed. Never raises: what goes wrong is the reason, and logged once."""
+        found = None
         try:
+            self._look_at_verdicts()
             found = self._objects.stat(POINTER_KEY)
             if found is None:
                 self._seen = None
@@ -90,6 +100,13 @@ class Serving:
     def _watch(self) -> None:
         while not self._stop.wait(self._reload_s):
             self.look()
+
+    def _look_at_verdicts(self) -> None:
+        found = self._objects.stat(VERDICTS_KEY)
+        etag = found.etag if found else None
+        if etag != self._seen_verdicts:
+            self.verdicts = read_verdicts(self._objects)
+            self._seen_verdicts = etag
 
     def _open_current(self) -> None:
         place = f"{self._objects.uri}/{POINTER_KEY}"

@@ -79,6 +79,9 @@ class Route(BaseModel):
         "each gets the one answer; not where callers ask again to be answered differently.",
     )
     serve_truncated: bool = Field(default=False, description="Serve answers that the length limit cut off.")
+    approval: bool = Field(
+        default=False, description="Serve only answers that a person has approved (`prebake approve`)."
+    )
     never: tuple[str, ...] = Field(
         default=(), description="Never bake prompts that match one of these regular expressions (Python, any case)."
     )

@@ -30,8 +30,9 @@ TOOLS: Final = ("tools", "functions")
 class Candidate:
     """What is known of one fingerprint; ``route`` None: the settings have no such route (any more).
 
-    ``daily_rate`` in requests per day; the token counts are means, None where the log has none; ``past_*`` is the
-    newest row of the answers table, ``good_until`` (UTC) the latest expiry of what may be served.
+    ``daily_rate`` in requests per day; ``blocked`` by a person; the token counts are means, None where the log has
+    none; ``past_*`` is the newest row of the answers table, ``good_until`` (UTC) the latest expiry of what may be
+    served.
     """
 
     route: Route | None
@@ -43,6 +44,7 @@ class Candidate:
     prompt_tokens: float | None
     completion_tokens: float | None
     request: str
+    blocked: bool = False
     past_status: str | None = None
     past_model: str | None = None
     past_completion_tokens: int | None = None
@@ -85,6 +87,8 @@ def judge(
     if routes and route.name not in routes:
         return Verdict("skip", "route not chosen")
     hits = expected_hits(candidate.daily_rate, route.ttl)
+    if candidate.blocked:
+        return Verdict("skip", "blocked", hits)
     if not redo and is_fresh(candidate.good_until, route.ttl, now):
         return Verdict("keep", "fresh", hits)
     reason = _unwanted(candidate, route) or screen(candidate.request, route, settings.screen)

@@ -26,7 +26,7 @@ from storage.store import Store
 from tasks.decide import Candidate, Verdict, choose, judge, recency_weights
 from tasks.mine import local_files
 from tasks.order import order, prefix_key, shared_blocks
-from tasks.publish import collect
+from tasks.publish import blocked_keys, collect
 
 _BATCH: Final = 10_000
 _MAX_NUM_SEQS: Final = 256  # vLLM's own default on most machines
@@ -260,6 +260,7 @@ def _decide(
 def _candidates(connection: duckdb.DuckDBPyConnection, store: Store, settings: Settings) -> Iterator[list[Candidate]]:
     known = {route.name: route for route in settings.routes}
     connection.register("answers", store.answers.scan())
+    connection.register("blocked", blocked_keys(store.objects))
     truncated = [route.name for route in settings.routes if route.serve_truncated]
     reader = connection.sql(_PAST_SQL, params={"truncated": truncated}).to_arrow_reader(_BATCH)
     for batch in reader:
@@ -279,7 +280,7 @@ _PAST_SQL: Final = """
     )
     select
         route, requests, users, tenants, turns, daily_rate, prompt_tokens, completion_tokens, request,
-        past_status, past_model, past_completion_tokens, good_until
+        fingerprint in (from blocked) as blocked, past_status, past_model, past_completion_tokens, good_until
     from candidate left join past using (fingerprint) order by number
 """
 

@@ -20,11 +20,14 @@ from prebake.errors import StorageError
 from prebake.progress import Advance, Progress, Silent
 from prebake.settings import Settings
 from prebake.stop import Stop
+from prebake.tables import FINGERPRINT
 from storage.catalog import write_catalog
 from storage.ledger import Part
+from storage.objects import Objects
 from storage.scratch import open_scratch
 from storage.snapshot import publish_snapshot
 from storage.store import Store
+from storage.verdicts import read_verdicts
 
 _BATCH: Final = 10_000
 
@@ -120,24 +123,36 @@ def _read(store: Store, part: Part) -> pa.Table:
 def servable(store: Store, settings: Settings, now: datetime) -> Iterator[Answer]:
     """What may be served at ``now``: of each fingerprint the newest answer that is whole and has not expired.
 
-    In the order of their fingerprints. Answers of routes that are gone or off are left out; those cut off by the
-    length limit too, unless their route serves them; and those that say nothing.
+    <<<<<<< HEAD
+        In the order of their fingerprints. Answers of routes that are gone or off are left out; those cut off by the
+        length limit too, unless their route serves them; and those that say nothing.
+    =======
+        In the order of their fingerprints. Answers of routes that are gone or off are left out, and what is blocked;
+        those cut off by the length limit too, unless their route serves them.
+    >>>>>>> 35189a7 (wip)
     """
     table = store.answers.scan()
     routes = [{"route": route.name, "truncated": route.serve_truncated} for route in settings.routes if route.enabled]
     with open_scratch(settings) as connection:
         connection.register("answers", table)
+        connection.register("blocked", blocked_keys(store.objects))
         connection.register("routes", pa.Table.from_pylist(routes, schema=_ROUTES))
         reader = connection.sql(_SERVABLE_SQL, params={"now": now}).to_arrow_reader(_BATCH)
         for batch in reader:
             yield from filter(_says_something, map(_answer, batch.to_pylist()))
 
 
+def blocked_keys(objects: Objects) -> pa.Table:
+    """The fingerprints that people have blocked, as a table of one column."""
+    return pa.table({"fingerprint": pa.array(sorted(read_verdicts(objects).blocked_keys), FINGERPRINT)})
+
+
 _ROUTES: Final = pa.schema([("route", pa.string()), ("truncated", pa.bool_())])
 _SERVABLE_SQL: Final = """
     with good as (
         select answers.* from answers join routes using (route)
-        where expires_at > $now and (status = 'answered' or (status = 'truncated' and routes.truncated))
+        where expires_at > $now and fingerprint not in (from blocked)
+            and (status = 'answered' or (status = 'truncated' and routes.truncated))
     ), newest as (
         select fingerprint, max(baked_at) as baked_at from good group by fingerprint
     )

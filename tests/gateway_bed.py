@@ -155,9 +155,9 @@ def publish(folder: Path, answers: Iterable[Answer], run_id: str = "run-1") -> s
     return publish_snapshot(objects, answers, run_id=run_id, keep=3, now=datetime.now(UTC)).version
 
 
-def settings_of(folder: Path) -> Settings:
+def settings_of(folder: Path, settings: str = SETTINGS) -> Settings:
     """The settings the gateway in ``folder`` has."""
-    return load(write_settings(folder))
+    return load(write_settings(folder, settings))
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from prebake import __version__
-from prebake.cli import doctor, keys, nights, serving, settings_file, spot, steps
+from prebake.cli import answers, doctor, keys, nights, serving, settings_file, spot, steps
 from prebake.cli.context import Shared
 from prebake.redaction import log_to_stderr
 
@@ -61,5 +61,5 @@ def shared(
     context.obj = Shared(settings)
 
 
-for module in (settings_file, doctor, steps, nights, keys, serving, spot):
+for module in (settings_file, doctor, steps, nights, answers, keys, serving, spot):
     module.register(app)

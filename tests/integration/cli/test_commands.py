@@ -37,7 +37,7 @@ scope = "shared"
 fold = "text"
 """
 COMMANDS = ["init", "doctor", "ingest", "mine", "plan", "bake", "publish", "nightly", "backfill", "snapshots"]
-COMMANDS += ["rollback", "prefect", "key", "serve", "spot", "sql"]
+COMMANDS += ["rollback", "prefect", "explain", "block", "unblock", "approve", "key", "serve", "spot", "sql"]
 
 
 def prebake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

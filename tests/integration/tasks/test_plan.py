@@ -13,6 +13,7 @@ from prebake.routes import Route
 from prebake.settings import Plan, Settings
 from prebake.stop import Stop
 from storage.store import Store
+from storage.verdicts import block
 from tasks.mine import mine
 from tasks.plan import PlanReport, plan
 from tasks.publish import collect
@@ -221,6 +222,19 @@ def test_a_short_time_to_live_does_not_bake_twice_in_one_night(
     bake(make(store, settings).plan_id, good_for=timedelta(hours=20))
     assert verdicts(store, make(store, settings, now=NOW + timedelta(hours=1))) == {"How?": ("keep", "fresh")}
     assert verdicts(store, make(store, settings, now=NOW + timedelta(hours=24))) == {"How?": ("bake", "expires")}
+
+
+def test_what_a_person_has_blocked_is_not_baked_again_even_when_all_is(
+    store: Store, settings: Settings, ask: Ask
+) -> None:
+    ask("How?")
+    wrong = ask("Wrong?")
+    block(store.objects, [wrong], now=NOW)
+    for redo in (False, True):
+        assert verdicts(store, make(store, settings, redo=redo)) == {
+            "How?": ("bake", "new"),
+            "Wrong?": ("skip", "blocked"),
+        }
 
 
 def test_redo_bakes_what_is_fresh_again_once_for_each_time_it_is_asked(

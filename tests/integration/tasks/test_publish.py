@@ -14,6 +14,7 @@ from prebake.lookup import AnswerStore
 from prebake.routes import Route
 from prebake.settings import Plan, Settings
 from storage.store import Store
+from storage.verdicts import block, unblock
 from tasks.mine import mine
 from tasks.plan import plan
 from tasks.publish import PublishReport, publish, servable
@@ -51,6 +52,17 @@ def test_what_was_baked_is_served_and_stands_in_the_answers_table(
         assert answer.message == {"role": "assistant", "content": "so: How?"}
         assert answers.version == report.snapshot
     assert store.answers.scan().count_rows() == 1
+
+
+def test_what_is_blocked_is_in_no_snapshot_until_it_is_unblocked(
+    store: Store, settings: Settings, ask: Ask, bake: Bake
+) -> None:
+    key = ask("How?")
+    bake(planned(store, settings))
+    block(store.objects, [key], now=NOW)
+    assert published(store, settings).answers == 0
+    unblock(store.objects, [key])
+    assert published(store, settings).answers == 1
 
 
 def test_publishing_twice_adds_nothing_twice(store: Store, settings: Settings, ask: Ask, bake: Bake) -> None:
