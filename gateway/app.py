@@ -25,7 +25,7 @@ from gateway.controls import read_controls
 from gateway.doors import DOORS, Doors, Refusal
 from gateway.identity import KEY
 from gateway.metrics import Metrics
-from gateway.reload import Serving, cache_folder
+from gateway.reload import Serving
 from gateway.request_log import RequestLog
 from gateway.responses import error
 from gateway.tracing import open_tracing
@@ -33,6 +33,7 @@ from gateway.upstream import PREFIX, Receive, Scope, Send, Upstream, has_body, i
 from prebake.errors import StorageError
 from prebake.settings import Settings
 from storage.objects import Objects, open_objects
+from storage.snapshot import cache_folder
 from storage.store import user_salt
 
 if TYPE_CHECKING:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
 import threading
 import time
 from enum import StrEnum
-from hashlib import sha256
 from pathlib import Path
 
 from gateway.metrics import Metrics
@@ -22,8 +19,8 @@ from prebake.errors import PrebakeError, SnapshotError
 from prebake.lookup import AnswerStore
 from prebake.manifest import read_pointer
 from prebake.verdicts import NO_VERDICTS
-from storage.objects import Objects
-from storage.snapshot import POINTER_KEY, fetch_snapshot
+from storage.objects import ObjectInfo, Objects
+from storage.snapshot import POINTER_KEY, fetch_snapshot, forget_fetched
 from storage.verdicts import KEY as VERDICTS_KEY
 from storage.verdicts import read_verdicts
 
@@ -90,6 +87,8 @@ class Serving:
                 self._open_current()
                 self._seen = found.etag
         except SnapshotError as error:
+            if self._is_outdated(found):
+                return  # published over or deleted while we read it: the next look sees what is there now
             self._seen, self._retry_at = found.etag if found else None, time.monotonic() + RETRY_BROKEN_S
             self._note(NoStore.BROKEN, error)
         except (PrebakeError, OSError) as error:
@@ -117,8 +116,15 @@ class Serving:
             self._on_loop(store)
             self._metrics.reloads.labels("served").inc()
             logger.info("serving snapshot %s: %d answers", version, len(store))
-            self._forget_all_but(version)
+            forget_fetched(self._cache_dir, but=version)
         self.problem = ""
+
+    def _is_outdated(self, seen: ObjectInfo | None) -> bool:
+        try:
+            now = self._objects.stat(POINTER_KEY)
+        except PrebakeError:
+            return False
+        return (now and now.etag) != (seen and seen.etag)
 
     def _drop(self) -> None:
         self.reason = NoStore.NO_SNAPSHOT
@@ -161,16 +167,3 @@ class Serving:
             old.close()
         if store is not None:
             self._metrics.snapshot_info.labels(store.version).set(1)
-
-    def _forget_all_but(self, version: str) -> None:
-        """Delete snapshots fetched before; what another process still maps stays readable to it until it lets go."""
-        if self._cache_dir.is_dir():
-            for folder in self._cache_dir.iterdir():
-                if folder.name != version and not folder.name.startswith("."):
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-def cache_folder(cache_dir: str, store_uri: str) -> Path:
-    """Where snapshots of this store are kept when fetched: a folder of its own for each store."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(cache_dir) if cache_dir else Path(caches, "prebake")) / sha256(store_uri.encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """The lookup library: opens a serving snapshot on local disk and gives the answer to a request in microseconds.
 
-In: a snapshot's folder, or the folder above it with the pointer ``current``. Out: answers, by fingerprint or by
-whole request. The data is mapped read-only, so that all processes of a machine share one copy in memory and each
+In: a store's folder or S3 address, or one snapshot's folder. Out: answers, by fingerprint or by whole request, one or
+many at once. The data is mapped read-only, so that all processes of a machine share one copy in memory and each
 pays only for its own heap; nothing is ever written. Any number of threads may share one AnswerStore.
 """
 
@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from hashlib import file_digest
 from pathlib import Path
+from time import time
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 from weakref import WeakValueDictionary
 
 import lmdb
 
 from prebake.answer import Answer
 from prebake.errors import SnapshotError
-from prebake.manifest import DATA, MANIFEST, POINTER, Manifest, read_manifest, read_pointer
+from prebake.manifest import DATA, MANIFEST, POINTER, SNAPSHOTS, Manifest, read_manifest, read_pointer
 from prebake.request import Bypass, Keyed, key_request
 from prebake.routes import Routes
 
-_REMEDY = "publish again or go back with `prebake rollback`"
+_REMEDY: Final = "publish again or go back with `prebake rollback`"
+_decode: Final = Answer.decode
+_new: Final = tuple.__new__
 
 
 class Lookup(NamedTuple):
@@ -49,17 +52,24 @@ class AnswerStore:
         """Take over what :meth:`open` has opened and checked."""
         self.folder = folder
         self.manifest = manifest
-        self._reader: _Reader | None = _Reader(environment)
+        self._reader: _Reader | _Closed = _Reader(environment)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> AnswerStore:
-        """Open a snapshot's folder, or the current snapshot of the folder above.
+    def open(cls, address: str | os.PathLike[str], *, verify: bool = False, cache_dir: str = "") -> AnswerStore:
+        """Open what is served now from a store (its folder or ``s3://bucket/prefix``), or one snapshot's folder.
 
         The manifest, the size and the number of answers are always checked. ``verify`` also reads the whole file
-        and checks its SHA-256: do it once, where a new version is activated. Raises SnapshotError naming the file
-        and the remedy for what is missing, damaged, cut short or of a later format.
+        and checks its SHA-256: do it once, where a new version is activated. From S3 the snapshot is downloaded into
+        ``cache_dir`` (empty: the user's cache folder), always verified, and shared with all who look there, gateways
+        too. Raises SnapshotError naming the file and the remedy for what is missing, damaged, cut short or of a later
+        format, StorageError if S3 or the disk refuse.
         """
-        folder = _current(Path(path))
+        if str(address).startswith("s3://"):
+            from storage.snapshot import fetch_current  # only who asks for S3 pays for its client
+
+            folder = fetch_current(str(address), cache_dir)
+        else:
+            folder = _current(Path(address))
         manifest = read_manifest(_read(folder / MANIFEST), str(folder / MANIFEST))
         data = folder / DATA
         check_size(data, manifest)
@@ -75,23 +85,40 @@ class AnswerStore:
         """The snapshot's version."""
         return self.manifest.version
 
-    def get(self, fingerprint: bytes, now: datetime) -> Answer | None:
-        """The answer with that key if it is still good at ``now``. Raises SnapshotError if its bytes are damaged."""
-        value = self._get(fingerprint)
+    def get(self, fingerprint: bytes, now: datetime | None = None) -> Answer | None:
+        """The answer with that key if it is still good at ``now`` (an aware time; without: the present).
+
+        Raises SnapshotError if its bytes are damaged or the store was closed.
+        """
+        try:
+            value = self._reader.get(fingerprint)
+        except lmdb.Error as error:
+            raise self._unreadable(error) from error
         if value is None:
             return None
-        answer = Answer.decode(fingerprint, value)
-        return answer if now.timestamp() * 1e6 < answer.expires_us else None
+        answer = _decode(fingerprint, value)
+        return answer if (time() if now is None else now.timestamp()) * 1e6 < answer.expires_us else None
 
-    def lookup(self, body: Any, routes: Routes, tenant: str | None, now: datetime, namespace: str = "") -> Lookup:
+    def get_many(self, fingerprints: Sequence[bytes], now: datetime | None = None) -> list[Answer | None]:
+        """What :meth:`get` gives for each, in their order: one moment for all, each key read once, page after page."""
+        now = now or datetime.now(UTC)
+        found = {fingerprint: self.get(fingerprint, now) for fingerprint in sorted(set(fingerprints))}
+        return [found[fingerprint] for fingerprint in fingerprints]
+
+    def lookup(
+        self, body: Any, routes: Routes, tenant: str | None = None, now: datetime | None = None, namespace: str = ""
+    ) -> Lookup:
         """The answer to the parsed JSON body of a request, with its key or the reason why it was not looked up."""
         key = key_request(body, routes, tenant, namespace)
-        answer = self.get(key.fingerprint, now) if isinstance(key, Keyed) else None
-        return tuple.__new__(Lookup, (answer, key))
+        answer = self.get(key.fingerprint, now) if type(key) is Keyed else None
+        return _new(Lookup, (answer, key))
 
     def __contains__(self, fingerprint: bytes) -> bool:
         """Whether there is an answer with that key, expired or not."""
-        return self._get(fingerprint) is not None
+        try:
+            return self._reader.get(fingerprint) is not None
+        except lmdb.Error as error:
+            raise self._unreadable(error) from error
 
     def __len__(self) -> int:
         """Answers in the snapshot, expired ones included."""
@@ -99,7 +126,7 @@ class AnswerStore:
 
     def close(self) -> None:
         """Let go of the snapshot; it is unmapped when the last AnswerStore of this process lets go of it."""
-        self._reader = None
+        self._reader = _Closed(self.folder)
 
     def __enter__(self) -> Self:
         """Return the store itself."""
@@ -111,14 +138,8 @@ class AnswerStore:
         """Close."""
         self.close()
 
-    def _get(self, fingerprint: bytes) -> bytes | None:
-        reader = self._reader
-        if reader is None:
-            raise SnapshotError(f"{self.folder}: the snapshot was closed; open it again")
-        try:
-            return reader.get(fingerprint)
-        except lmdb.Error as error:
-            raise SnapshotError(f"{self.folder / DATA}: cannot be read: {error}; {_REMEDY}") from error
+    def _unreadable(self, error: lmdb.Error) -> SnapshotError:
+        return SnapshotError(f"{self.folder / DATA}: cannot be read: {error}; {_REMEDY}")
 
 
 class _Reader(threading.local):
@@ -126,6 +147,16 @@ class _Reader(threading.local):
 
     def __init__(self, environment: lmdb.Environment) -> None:
         self.get: Callable[[bytes], bytes | None] = environment.begin().get
+
+
+class _Closed:
+    """What a closed store reads with."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, _fingerprint: bytes) -> bytes | None:
+        raise SnapshotError(f"{self._folder}: the snapshot was closed; open it again")
 
 
 # LMDB refuses to map one file twice in a process, so that stores of the same snapshot share the mapping.
@@ -170,10 +201,12 @@ def check_digest(data: Path, manifest: Manifest) -> None:
 
 
 def _current(path: Path) -> Path:
-    pointer = path / POINTER
-    if (path / MANIFEST).exists() or not pointer.exists():
-        return path
-    return path / read_pointer(_read(pointer), str(pointer)).current
+    """The snapshot's folder, given it, the folder of all snapshots or the store's."""
+    for snapshots in (path, path / SNAPSHOTS):
+        pointer = snapshots / POINTER
+        if pointer.exists() and not (snapshots / MANIFEST).exists():
+            return snapshots / read_pointer(_read(pointer), str(pointer)).current
+    return path
 
 
 def _read(file: Path) -> bytes:

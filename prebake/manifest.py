@@ -16,6 +16,7 @@ FORMAT: Final = 1
 DATA: Final = "data.mdb"
 MANIFEST: Final = "manifest.json"
 POINTER: Final = "current"
+SNAPSHOTS: Final = "snapshots"  # the store's folder that holds them
 
 # Becomes a folder's name: nothing that could lead elsewhere.
 Version = Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z-]*$")]

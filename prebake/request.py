@@ -15,14 +15,17 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
 from prebake.routes import Route, Routes
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as HASH
 
 API: Final = "chat.completions"
 SHARED: Final = "shared"
@@ -79,6 +82,7 @@ _DEEPEST: Final = 100  # levels of nesting in one parameter
 _MOST_REMEMBERED: Final = 512
 _LONGEST_REMEMBERED: Final = 16_384  # bytes
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_new: Final = tuple.__new__  # named tuples the short way: a lookup makes three
 _CLOSING: Final = " .!?…。！？"  # noqa: RUF001 - full-width closing marks are meant
 
 
@@ -138,7 +142,7 @@ class _Template(NamedTuple):
     route: Route
     scope: str
     fold: bool
-    head: bytes  # of the canonical request
+    copy: Callable[[], HASH]  # the hash of the canonical request up to the text
     tail: bytes
     asked_head: bytes  # of what the model is asked
     asked_tail: bytes
@@ -155,15 +159,17 @@ def key_request(body: Any, routes: Routes, tenant: str | None = None, namespace:
         text = _only_text(body)
         if text is None:
             route, scope, asked = _canonical(body, routes, tenant, namespace)
-            canonical = _json(asked)
+            digest = sha256(_json(asked)).digest()
         else:
-            route, scope, fold, head, tail, _, _, _ = _template(body, routes, tenant, namespace)
-            canonical = head + orjson.dumps(fold_text(text) if fold else text) + tail
+            route, scope, fold, copy, tail, _, _, _ = _template(body, routes, tenant, namespace)
+            hashed = copy()
+            hashed.update(orjson.dumps(fold_text(text) if fold else text) + tail)
+            digest = hashed.digest()
     except _BypassedError as bypassed:
         return bypassed.reason
     except (TypeError, ValueError, RecursionError):  # what JSON cannot say: lone surrogates, huge integers ...
         return Bypass.MALFORMED
-    return tuple.__new__(Keyed, (route, scope, sha256(canonical).digest()[:16]))
+    return _new(Keyed, (route, scope, digest[:16]))
 
 
 def read_request(body: Any, routes: Routes, tenant: str | None = None, namespace: str = "") -> Asked | Bypass:
@@ -175,15 +181,16 @@ def read_request(body: Any, routes: Routes, tenant: str | None = None, namespace
             return keyed
         return Asked(*keyed, model_request(body, routes), user_turns(body), last_user_text(body))
     try:
-        route, scope, fold, head, tail, asked_head, asked_tail, turns = _template(body, routes, tenant, namespace)
+        route, scope, fold, copy, tail, asked_head, asked_tail, turns = _template(body, routes, tenant, namespace)
         written = orjson.dumps(text)
-        canonical = head + (orjson.dumps(fold_text(text)) if fold else written) + tail
+        hashed = copy()
+        hashed.update((orjson.dumps(fold_text(text)) if fold else written) + tail)
     except _BypassedError as bypassed:
         return bypassed.reason
     except (TypeError, ValueError, RecursionError):
         return Bypass.MALFORMED
-    fingerprint = sha256(canonical).digest()[:16]
-    return tuple.__new__(Asked, (route, scope, fingerprint, asked_head + written + asked_tail, turns, text))
+    fingerprint = hashed.digest()[:16]
+    return _new(Asked, (route, scope, fingerprint, asked_head + written + asked_tail, turns, text))
 
 
 def canonical_request(body: Any, routes: Routes, tenant: str | None = None, namespace: str = "") -> bytes | Bypass:
@@ -239,19 +246,20 @@ def last_user_text(body: Mapping[str, Any]) -> str:
 
 def _only_text(body: Any) -> str | None:
     """The user's text where there is but one short exchange: a user message, perhaps one message before it."""
-    if isinstance(body, dict):
-        messages = body.get("messages")
-        if isinstance(messages, list) and 0 < len(messages) <= 2:
-            last = messages[-1]
-            if isinstance(last, dict) and len(last) == 2 and last.get("role") == "user":
-                text = last.get("content")
-                return text if isinstance(text, str) else None
+    try:
+        messages = body["messages"]
+        last = messages[-1]
+        text = last["content"]
+        if type(text) is str and last["role"] == "user" and len(last) == 2 and len(messages) <= 2:
+            return text if type(messages) is list and type(last) is type(body) is dict else None
+    except (LookupError, TypeError):  # not such an exchange; whether it is a request at all, others find out
+        pass
     return None
 
 
 def _template(body: dict[str, Any], routes: Routes, tenant: str | None, namespace: str) -> _Template:
     """Model, parameters and system prompt come back in request after request: their part is worked out once."""
-    given = orjson.dumps((tenant, namespace, body | {"messages": body["messages"][:-1]}))
+    given = orjson.dumps((tenant, namespace, {**body, "messages": body["messages"][:-1]}))
     return routes.templates.get(given) or _remembered(given, body, routes, tenant, namespace)
 
 
@@ -260,11 +268,13 @@ def _remembered(given: bytes, body: dict[str, Any], routes: Routes, tenant: str 
     blank = body | {"messages": [*body["messages"][:-1], {"role": "user", "content": ""}]}
     route, scope, canonical = _canonical(blank, routes, tenant, namespace)
     asked = _asked(blank, routes)
+    head, tail = _around_text(canonical, ("api", "knowledge", "messages"))
     template = _Template(
         route,
         scope,
         route.fold == "text",
-        *_around_text(canonical, ("api", "knowledge", "messages")),
+        sha256(head).copy,
+        tail,
         *_around_text(asked, ("messages",)),
         user_turns(blank),
     )

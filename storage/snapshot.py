@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from datetime import datetime
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -25,11 +25,11 @@ import lmdb
 from prebake.answer import Answer, says_something
 from prebake.errors import ConflictError, SnapshotError, StorageError
 from prebake.lookup import check_digest, check_size
-from prebake.manifest import DATA, MANIFEST, POINTER, Manifest, Pointer, read_manifest, read_pointer
-from storage.objects import Objects
+from prebake.manifest import DATA, MANIFEST, POINTER, SNAPSHOTS, Manifest, Pointer, read_manifest, read_pointer
+from prebake.settings import Store
+from storage.objects import Objects, open_objects
 
-FOLDER: Final = "snapshots"
-POINTER_KEY: Final = f"{FOLDER}/{POINTER}"
+POINTER_KEY: Final = f"{SNAPSHOTS}/{POINTER}"
 
 _BATCH: Final = 10_000
 # Address space while building, not memory or disk; LMDB needs an upper limit for the file.
@@ -100,7 +100,7 @@ def fetch_snapshot(objects: Objects, version: str, folder: Path) -> Path:
     A store on local disk has it already. From S3 it is downloaded beside, verified and renamed to
     ``folder/<version>``; a snapshot that is there is not fetched again. Raises SnapshotError if what came is damaged.
     """
-    local = objects.local_path(f"{FOLDER}/{version}")
+    local = objects.local_path(f"{SNAPSHOTS}/{version}")
     if local is not None:
         return local
     target = folder / version
@@ -124,6 +124,35 @@ def fetch_snapshot(objects: Objects, version: str, folder: Path) -> Path:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+def fetch_current(address: str, cache_dir: str = "") -> Path:
+    """The local folder of the snapshot that is served from the store at that address, as ``Store.root`` has it.
+
+    Raises SnapshotError if nothing was published there or what came is damaged, StorageError if it cannot be reached.
+    """
+    objects = open_objects(Store(root=address))
+    manifest = current(objects)
+    if manifest is None:
+        raise SnapshotError(f"{objects.uri}: no snapshot was ever published there; run `prebake publish`")
+    folder = cache_folder(cache_dir, objects.uri)
+    fetched = fetch_snapshot(objects, manifest.version, folder)
+    forget_fetched(folder, but=manifest.version)
+    return fetched
+
+
+def cache_folder(cache_dir: str, store_uri: str) -> Path:
+    """Where snapshots of this store are kept when fetched: a folder of its own for each store."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(cache_dir) if cache_dir else Path(caches, "prebake")) / sha256(store_uri.encode()).hexdigest()[:16]
+
+
+def forget_fetched(folder: Path, *, but: str) -> None:
+    """Delete snapshots fetched before; what another process still maps stays readable to it until it lets go."""
+    if folder.is_dir():
+        for fetched in folder.iterdir():
+            if fetched.name != but and not fetched.name.startswith("."):
+                shutil.rmtree(fetched, ignore_errors=True)
 
 
 def _build(data: Path, answers: Iterable[Answer]) -> dict[str, Any]:
@@ -184,7 +213,7 @@ def _next_version(published: tuple[str, ...], now: datetime, sha256: str) -> str
 
 
 def _key(version: str, name: str) -> str:
-    return f"{FOLDER}/{version}/{name}"
+    return f"{SNAPSHOTS}/{version}/{name}"
 
 
 def _read_pointer(objects: Objects) -> tuple[Pointer | None, str | None]:
@@ -210,11 +239,11 @@ def _swap(objects: Objects, pointer: Pointer, etag: str | None) -> None:
 
 
 def _delete_all_but(objects: Objects, versions: tuple[str, ...]) -> None:
-    for found in list(objects.list(f"{FOLDER}/")):
+    for found in list(objects.list(f"{SNAPSHOTS}/")):
         if found.key != POINTER_KEY and found.key.split("/")[1] not in versions:
             objects.delete(found.key)
     # On disk, what a killed upload left has a hidden name.
-    folder = objects.local_path(FOLDER)
+    folder = objects.local_path(SNAPSHOTS)
     for left in folder.iterdir() if folder else ():
         if left.is_dir() and left.name not in versions:
             shutil.rmtree(left, ignore_errors=True)

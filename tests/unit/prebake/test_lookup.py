@@ -72,9 +72,13 @@ def test_an_answer_is_found_by_its_fingerprint(root: Path) -> None:
         assert len(store) == 2
 
 
-def test_a_folder_of_snapshots_and_one_snapshot_open_alike(root: Path, folder: Path) -> None:
-    with AnswerStore.open(root) as by_pointer, AnswerStore.open(str(folder)) as by_name:
-        assert by_pointer.version == by_name.version == folder.name
+def test_a_store_its_snapshots_and_one_snapshot_open_alike(root: Path, folder: Path) -> None:
+    with (
+        AnswerStore.open(root.parent) as by_store,
+        AnswerStore.open(root) as by_pointer,
+        AnswerStore.open(str(folder)) as by_name,
+    ):
+        assert by_store.version == by_pointer.version == by_name.version == folder.name
         assert by_pointer.get(key("one"), NOON) == by_name.get(key("one"), NOON)
 
 
@@ -98,6 +102,27 @@ def test_a_whole_request_is_a_hit_a_miss_or_a_bypass_with_its_reason(root: Path)
     assert isinstance(miss.key, Keyed)
     assert miss.key.fingerprint == key("two")
     assert bypass.key is Bypass.CHOICES
+
+
+def test_many_at_once_are_what_each_alone_would_be_in_their_order(root: Path) -> None:
+    keys = [key("short"), key("no such"), key("one"), key("short")]
+    with AnswerStore.open(root) as store:
+        for now in (NOON, NOON + timedelta(days=1), NOON + timedelta(days=30)):
+            assert store.get_many(keys, now) == [store.get(each, now) for each in keys]
+        assert [found is not None for found in store.get_many(keys, NOON)] == [True, False, True, True]
+        assert store.get_many([], NOON) == []
+
+
+def test_without_a_time_the_present_counts(tmp_path: Path) -> None:
+    long, short = timedelta(days=365 * 100), timedelta(hours=1)  # from noon of a day in 2026
+    objects = open_objects(Store(root=str(tmp_path)))
+    answers = [answer("long", "yes", long), answer("past", "no", short - timedelta(days=365))]
+    publish_snapshot(objects, answers, run_id="run", keep=1, now=NOON)
+    with AnswerStore.open(tmp_path) as store:
+        assert store.get(key("long")) is not None
+        assert store.get(key("past")) is None
+        assert [found is not None for found in store.get_many([key("long"), key("past")])] == [True, False]
+        assert store.lookup(body("long"), ROUTES, "acme").cache == "hit"
 
 
 def test_another_tenant_never_finds_it(root: Path) -> None:
