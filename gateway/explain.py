@@ -14,7 +14,7 @@ from typing import Any, Final
 import duckdb
 
 from gateway.chat import Reason, delivery_is_ours
-from gateway.reload import NoStore, cache_folder
+from gateway.reload import NoStore
 from prebake.answer import Answer
 from prebake.lookup import AnswerStore
 from prebake.request import Bypass, canonical_request, key_request
@@ -22,7 +22,7 @@ from prebake.routes import Route
 from prebake.settings import Settings
 from prebake.verdicts import Approval, Block, Verdicts, Withheld, answer_digest
 from storage.objects import Objects
-from storage.snapshot import current, fetch_snapshot
+from storage.snapshot import cache_folder, current, fetch_snapshot
 from storage.store import Store
 from storage.verdicts import read_verdicts
 
