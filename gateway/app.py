@@ -139,10 +139,12 @@ class Gateway:
         return JSONResponse(
             {
                 "status": "ready",
-                "store": "served" if store else str(self._serving.reason),
-                "snapshot": store.version if store else None,
-                "snapshot_age_s": int(time.time() - store.manifest.created_at.timestamp()) if store else None,
-                "answers": len(store) if store else 0,
+                "store": "served" if store is not None else str(self._serving.reason),
+                "snapshot": store.version if store is not None else None,
+                "snapshot_age_s": int(time.time() - store.manifest.created_at.timestamp())
+                if store is not None
+                else None,
+                "answers": len(store) if store is not None else 0,
                 "problem": self._serving.problem or None,
             }
         )

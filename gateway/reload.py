@@ -140,7 +140,11 @@ class Serving:
         if str(error) != self.problem:
             self.problem = str(error)
             self._metrics.reloads.labels(reason.value).inc()
-            instead = f"snapshot {self.store.version} stays in use" if self.store else "every request goes upstream"
+            instead = (
+                f"snapshot {self.store.version} stays in use"
+                if self.store is not None
+                else "every request goes upstream"
+            )
             logger.error("%s; %s", error, instead)
 
     def _on_loop(self, store: AnswerStore | None) -> None:
@@ -158,10 +162,10 @@ class Serving:
 
     def _swap(self, store: AnswerStore | None) -> None:
         old, self.store = self.store, store
-        self.version = store.version.encode() if store else b""
-        self._metrics.snapshot_answers.set(len(store) if store else 0)
-        self._metrics.snapshot_bytes.set(store.manifest.bytes if store else 0)
-        self._metrics.snapshot_created.set(store.manifest.created_at.timestamp() if store else 0)
+        self.version = store.version.encode() if store is not None else b""
+        self._metrics.snapshot_answers.set(len(store) if store is not None else 0)
+        self._metrics.snapshot_bytes.set(store.manifest.bytes if store is not None else 0)
+        self._metrics.snapshot_created.set(store.manifest.created_at.timestamp() if store is not None else 0)
         if old is not None:
             self._metrics.snapshot_info.labels(old.version).set(0)
             old.close()

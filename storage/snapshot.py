@@ -17,6 +17,7 @@ from datetime import datetime
 from hashlib import file_digest, sha256
 from itertools import islice
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, Final
 
@@ -49,7 +50,7 @@ def publish_snapshot(objects: Objects, answers: Iterable[Answer], *, run_id: str
     with TemporaryDirectory(prefix="prebake-snapshot-") as folder:
         data = Path(folder, DATA)
         contents = _build(data, answers)
-        version = _next_version(published, now, contents["sha256"])
+        version = _next_version(published, now)
         manifest = Manifest(version=version, run_id=run_id, created_at=now, **contents)
         objects.upload(_key(version, DATA), data)
     objects.write(_key(version, MANIFEST), manifest.model_dump_json(indent=2).encode())
@@ -206,10 +207,14 @@ def _contents(environment: lmdb.Environment) -> dict[str, Any]:
     }
 
 
-def _next_version(published: tuple[str, ...], now: datetime, sha256: str) -> str:
-    """Sorts after all published ones, whatever the clock does."""
+def _next_version(published: tuple[str, ...], now: datetime) -> str:
+    """Sorts after all published ones, whatever the clock does.
+
+    The end keeps two who publish in the same second apart. It is random and no digest of the contents: every hit shows
+    the version, and must not depend on what other tenants were answered.
+    """
     number = max((int(version.split("-")[0]) for version in published), default=0) + 1
-    return f"{number:06d}-{now:%Y%m%dT%H%M%SZ}-{sha256[:8]}"
+    return f"{number:06d}-{now:%Y%m%dT%H%M%SZ}-{token_hex(4)}"
 
 
 def _key(version: str, name: str) -> str:
