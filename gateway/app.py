@@ -74,7 +74,8 @@ class Gateway:
             settings, self._serving, self._upstream, self._log, self._metrics
         )
         self._passed_through = self._metrics.requests.labels("", "bypass", Reason.NOT_CHAT)
-        self._others: ASGIApp = Starlette(
+        self._pass_unknown = options.pass_unknown
+        self._others = Starlette(
             routes=[
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
@@ -83,6 +84,7 @@ class Gateway:
             lifespan=self._lifespan,
             exception_handlers={404: _not_found},
         )
+        self._others.router.default = self._unknown
 
     @property
     def metrics(self) -> Metrics:
@@ -94,14 +96,23 @@ class Gateway:
         if scope["type"] == "http":
             path: str = scope["path"]
             if path.startswith(API):
-                key = self._doors.admit(scope)
-                if isinstance(key, Refusal):
-                    return await send_json(send, key.status, key.body, key.headers)
-                scope[KEY] = key
-                if path == CHAT_PATH and scope["method"] == "POST":
-                    return await self._chat(scope, receive, send)
-                return await self._pass_through(scope, receive, send)
+                return await self._api(scope, receive, send)
         return await self._others(scope, receive, send)
+
+    async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key = self._doors.admit(scope)
+        if isinstance(key, Refusal):
+            return await send_json(send, key.status, key.body, key.headers)
+        scope[KEY] = key
+        if scope["path"] == CHAT_PATH and scope["method"] == "POST":
+            return await self._chat(scope, receive, send)
+        return await self._pass_through(scope, receive, send)
+
+    async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A path that is neither the API's nor ours: the upstream's where the settings say so."""
+        if self._pass_unknown and scope["type"] == "http" and scope["path"].startswith("/"):
+            return await self._api(scope, receive, send)
+        return await self._others.router.not_found(scope, receive, send)
 
     async def _pass_through(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._passed_through.inc()

@@ -248,6 +248,10 @@ class Gateway(Section):
         min_length=1,
         description="Its API key, sent instead of the client's; set it by PREBAKE_GATEWAY__UPSTREAM_KEY.",
     )
+    pass_unknown: bool = Field(
+        default=False,
+        description="Paths outside /v1 go to the upstream too, to its address without /v1; else they are not found.",
+    )
     connect_timeout_s: float = Field(default=5, gt=0, description="Longest wait for a connection to it, in seconds.")
     timeout_s: float = Field(default=600, gt=0, description="Longest silence of the upstream, in seconds.")
     workers: int = Field(default=1, ge=1, description="Processes that share the port and the mapped snapshot.")

@@ -132,6 +132,20 @@ def test_paths_outside_the_api_are_not_the_upstreams(gateway: Running) -> None:
     assert response.json()["error"]["code"] == "not_found"
 
 
+def test_paths_outside_the_api_are_the_upstreams_where_the_settings_say_so(tmp_path: Path, upstream: Running) -> None:
+    with gateway_server(tmp_path, upstream.url, pass_unknown=True) as server:
+        passed = httpx.get(f"{server.url}/seen?x=1")
+        assert passed.json().keys() == {"requests", "cancelled"}
+        assert (passed.headers["x-prebake"], passed.headers["x-prebake-reason"]) == ("bypass", "not_chat")
+        assert httpx.get(f"{server.url}/healthz").json() == {"status": "ok"}
+        assert httpx.get(f"{server.url}/nowhere").text == httpx.get(f"{upstream.url}/nowhere").text
+        assert raw_request(server, "GET /v1/../seen HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").startswith(
+            "HTTP/1.1 404"
+        )
+        star = raw_request(server, "OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert not star.startswith("HTTP/1.1 5")
+
+
 def test_an_upstream_that_is_not_there_is_a_502_and_back_again_an_answer(tmp_path: Path) -> None:
     port = free_port()
     publish(tmp_path, [])
