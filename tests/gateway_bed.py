@@ -29,7 +29,7 @@ from storage.objects import open_objects
 from storage.snapshot import publish_snapshot
 
 ROOT = Path(__file__).parents[1]
-START_S = 60.0
+START_S = 180.0
 SETTINGS = """
 [[routes]]
 name = "faq"
