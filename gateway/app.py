@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -27,6 +30,7 @@ from gateway.identity import KEY
 from gateway.metrics import Metrics
 from gateway.reload import Serving
 from gateway.request_log import RequestLog
+from gateway.reread import read_again
 from gateway.responses import error
 from gateway.tracing import open_tracing
 from gateway.upstream import PREFIX, Receive, Scope, Send, Upstream, has_body, is_inside, send_json
@@ -45,10 +49,13 @@ CHAT_PATH = f"{API}chat/completions"
 logger = logging.getLogger(__name__)
 
 
-def application(settings: Settings) -> ASGIApp:
-    """The gateway of one process, with what the settings and the environment put around it."""
+def application(settings: Settings, file: Path | None = None) -> ASGIApp:
+    """The gateway of one process, with what the settings and the environment put around it.
+
+    ``file`` is where the settings are from: it is read again on SIGHUP.
+    """
     tracing = open_tracing()
-    gateway = Gateway(settings, tracing)
+    gateway = Gateway(settings, tracing, file)
     app: ASGIApp = tracing.app(gateway) if tracing else gateway
     return AccessLog(app, gateway.metrics) if settings.gateway.access_log else app
 
@@ -56,8 +63,10 @@ def application(settings: Settings) -> ASGIApp:
 class Gateway:
     """One process of the gateway. Its parts are started and stopped by the server, through ASGI's lifespan."""
 
-    def __init__(self, settings: Settings, tracing: Tracing | None = None) -> None:
+    def __init__(self, settings: Settings, tracing: Tracing | None = None, file: Path | None = None) -> None:
         options = settings.gateway
+        self._settings = settings
+        self._file = file
         self._metrics = Metrics()
         self._doors = Doors(settings, self._metrics)
         self._tracing = tracing
@@ -136,9 +145,19 @@ class Gateway:
             if self._log is not None:
                 stack.callback(self._log.close)
                 self._log.start()
+            stack.enter_context(_on_hangup(self._reread))
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at again
             yield {DOORS: self._doors}
+
+    def _reread(self) -> None:
+        """Go by the settings as the file has them now: requests in flight keep what they began with."""
+        settings = read_again(self._file, self._settings)
+        if settings is not None:
+            self._settings = settings
+            self._doors.use(settings)
+            self._upstream.use(settings)
+            self._chat.use(settings)
 
     async def _healthz(self, _request: Request) -> Response:
         """The process answers."""
@@ -167,6 +186,20 @@ class Gateway:
 async def _not_found(_request: Request, _error: Exception) -> Response:
     body = error(f"No such path here: the API is under {PREFIX}/.", kind="invalid_request_error", code="not_found")
     return Response(body, 404, media_type="application/json")
+
+
+@contextmanager
+def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
+    """Act on SIGHUP; where signals are another's business, as in a thread of a test, there are none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, act)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def _open_log(settings: Settings, objects: Objects, metrics: Metrics) -> RequestLog | None:

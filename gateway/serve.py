@@ -1,12 +1,17 @@
-"""Runs the gateway: one listening socket, one or more processes, and a drain on SIGTERM. Out: an exit code of 0."""
+"""Runs the gateway: one listening socket, one or more processes, a drain on SIGTERM, other settings on SIGHUP.
+
+In: settings and the file they are from. Out: an exit code of 0.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -14,25 +19,32 @@ from uvicorn.supervisors import Multiprocess
 
 from gateway.metrics import MULTIPROCESS_DIR
 from gateway.protocol import GuardedProtocol
+from gateway.reread import read_again
 from prebake.errors import SettingsError
+from prebake.redaction import log_to_stderr
 from prebake.settings import Settings
 
 BACKLOG = 2048
 # Longer than clients and load balancers keep idle connections, so that they and not we close them.
 KEEP_ALIVE_S = 75
+# On a busy machine a worker takes longer than uvicorn's 5 s to say that it lives; one that died is seen at once.
+HEALTHCHECK_S = 60
 
 
 class Deferred:
     """The application, built in the process that runs it: neither threads nor maps can be sent to a worker."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, file: Path | None) -> None:
         self._settings = settings
+        self._file = file
+        self._log_level = logging.getLogger().level
 
     def __call__(self) -> object:
         """Build it."""
+        log_to_stderr(self._log_level)  # a worker has no log of its own yet
         from gateway.app import application  # after PROMETHEUS_MULTIPROC_DIR is set, which its import reads
 
-        return application(self._settings)
+        return application(self._settings, self._file)
 
 
 class Server(uvicorn.Server):
@@ -54,9 +66,44 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], None] | None = None) -> None:
+class Supervisor(Multiprocess):
+    """uvicorn's supervisor, which hands a SIGHUP on instead of replacing the workers, and drains like one process."""
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket, settings: Settings, file: Path | None) -> None:
+        super().__init__(config, [listener])
+        self._settings = settings
+        self._file = file
+
+    def handle_hup(self) -> None:
+        """Read the settings again; if they are good, workers do too, those that are still to come included."""
+        settings = read_again(self._file, self._settings)
+        if settings is None:
+            return
+        self._settings = settings
+        self.config.app = Deferred(settings, self._file)
+        for process in self.processes:
+            if process.process.is_alive() and process.pid:
+                # One that is still starting dies of it and is replaced: so none goes by the old settings.
+                os.kill(process.pid, signal.SIGHUP)
+
+    def terminate_all(self) -> None:
+        """Drain: while this process held the socket too, new connections would wait in it for nobody."""
+        for listener in self.sockets:
+            listener.close()
+        super().terminate_all()
+
+
+def serve(
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    file: Path | None = None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then end what is in flight and return. Blocks; main thread only.
 
+    ``file`` is where the settings are from: it is read again on SIGHUP.
     ``ready`` is called with the address once connections are answered; without it the address is printed on standard
     output, so that a parent process can read the port it asked to be chosen (0). Raises SettingsError if the address
     cannot be used.
@@ -64,31 +111,33 @@ def serve(settings: Settings, *, host: str, port: int, ready: Callable[[str], No
     listener = _listen(host, port)
     address = f"http://{_bracketed(host)}:{listener.getsockname()[1]}"
     announce = ready or _print_address
-    config = _config(settings)
+    config = _config(settings, file)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is somebody to read the settings again
     with listener:
         if settings.gateway.workers == 1:
             Server(config, lambda: announce(address)).run(sockets=[listener])
         else:
-            _run_workers(config, settings.gateway.workers, listener, lambda: announce(address))
+            _run_workers(Supervisor(config, listener, settings, file), lambda: announce(address))
 
 
 def _print_address(address: str) -> None:
     print(f"serving on {address}", flush=True)
 
 
-def _run_workers(config: uvicorn.Config, workers: int, listener: socket.socket, announce: Callable[[], None]) -> None:
+def _run_workers(supervisor: Supervisor, announce: Callable[[], None]) -> None:
     """uvicorn's supervisor restarts workers that die; they share the socket and, through the files, the metrics."""
-    config.workers = workers
     with tempfile.TemporaryDirectory(prefix="prebake-metrics-") as folder:
         os.environ[MULTIPROCESS_DIR] = folder
         announce()  # the socket listens: connections wait there until the first worker takes them
-        Multiprocess(config, sockets=[listener]).run()
+        supervisor.run()
 
 
-def _config(settings: Settings) -> uvicorn.Config:
+def _config(settings: Settings, file: Path | None) -> uvicorn.Config:
     return uvicorn.Config(
-        Deferred(settings),
+        Deferred(settings, file),
         factory=True,
+        workers=settings.gateway.workers,
+        timeout_worker_healthcheck=HEALTHCHECK_S,
         loop="uvloop",
         http=GuardedProtocol,
         ws="none",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from prebake.cli.context import Json, settings_of
+from prebake.cli.context import Json, settings_file_of, settings_of
 from prebake.cli.output import print_json
 from prebake.errors import InputError
 
@@ -37,6 +37,7 @@ def serve(
         settings,
         host=settings.gateway.host if host is None else host,
         port=settings.gateway.port if port is None else port,
+        file=settings_file_of(context),
     )
 
 

@@ -180,6 +180,7 @@ def test_a_client_that_does_not_take_its_answer_is_left(narrow: Running) -> None
         body = orjson.dumps(KNOWN)
         request = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
         connection.sendall(request * 50)  # more answers than all buffers on the way hold
+        assert connection.recv(1) == b"H"
         assert connection.getsockname()[1] in clients(narrow)
         wait_until(lambda: connection.getsockname()[1] not in clients(narrow), 20)
     assert still_serves(narrow)
