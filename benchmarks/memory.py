@@ -70,6 +70,7 @@ class InstantEngine:
 
 def run(size: int = 200_000) -> Measured:
     """Measure bakes of ``size`` prompts and of a hundredth of them, and with vLLM of a twentieth and a hundredth."""
+    import prebake.cli  # noqa: F401 - it chooses the allocator for the processes started here, as for a night's
     from tests.tiny_model import make_tiny_model
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import orjson
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from capacity.notices import watch
@@ -257,8 +256,7 @@ class _Baking:
                 & (pc.field("decision") == "bake")
             )
             columns = [*_CARRIED, "request", "position"]
-            # The system's allocator gives back what Arrow's own keeps for each of its threads, shard after shard.
-            rows = plan.to_table(columns, wanted, memory_pool=pa.system_memory_pool()).sort_by("position")
+            rows = plan.to_table(columns, wanted).sort_by("position")
             done = self._writer.patiently(read_fingerprints, self._store, shard.lease)
             shard.partials = self._writer.patiently(read_partials, self._store, self._plan_id, shard.lease.shard_id)
             left = [row for row in rows.to_pylist() if row["fingerprint"] not in done]

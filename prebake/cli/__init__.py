@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+# Read when Arrow is imported. Its own allocator keeps what each thread freed: a bake would grow with its plan.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 from prebake.cli.app import app
 from prebake.cli.output import complain
