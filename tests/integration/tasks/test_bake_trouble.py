@@ -55,6 +55,7 @@ def _bake_until(store: Store, settings: Settings, engine: ParrotEngine, tokens: 
         _bake(store, settings, engine, stop=stop)
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_away_is_waited_for_while_the_engine_goes_on(settings: Settings) -> None:
     with serve_postgres() as server:
         database = settings.store.model_copy(update={"ledger_url": server.url})
@@ -67,7 +68,7 @@ def test_a_ledger_that_is_away_is_waited_for_while_the_engine_goes_on(settings: 
                 while engine.tokens < 400:
                     time.sleep(0.01)
                 server.stop()
-                time.sleep(8)  # longer than the lease
+                time.sleep(30)  # longer than the lease
                 server.start()
 
             cutting = threading.Thread(target=cut)
