@@ -16,7 +16,7 @@ from random import Random
 from typing import Final
 
 from examples.corpus import OUT_OF_SCOPE, RouteName, questions
-from prebake.request import fold_text
+from prebake.folding import fold_text
 
 INTENT_EXPONENT: Final = 0.9
 WORDING_EXPONENT: Final = 1.05

@@ -24,7 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.corpus import OUT_OF_SCOPE, ROUTES, SYSTEM, Question, RouteName, answers, questions
-from prebake.request import fold_text
+from prebake.folding import fold_text
 
 VOCABULARY: Final = 2048
 MAX_LENGTH: Final = 512

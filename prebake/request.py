@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from hashlib import sha256
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
+from prebake.folding import fold_text
 from prebake.routes import Route, Routes
 
 if TYPE_CHECKING:
@@ -83,7 +83,6 @@ _MOST_REMEMBERED: Final = 512
 _LONGEST_REMEMBERED: Final = 16_384  # bytes
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _new: Final = tuple.__new__  # named tuples the short way: a lookup makes three
-_CLOSING: Final = " .!?…。！？"  # noqa: RUF001 - full-width closing marks are meant
 
 
 class Bypass(StrEnum):
@@ -215,19 +214,6 @@ def model_request(body: Mapping[str, Any], routes: Routes) -> bytes:
 def is_namespace(name: str) -> bool:
     """Whether that is a namespace: 1 to 64 letters, digits and ``. _ : -`` of ASCII."""
     return _NAMESPACE.fullmatch(name) is not None
-
-
-def fold_text(text: str) -> str:
-    """Fold what people type differently and mean alike: Unicode NFKC, case, white space, closing punctuation."""
-    if text.isascii():  # nothing to normalise
-        folded = text.lower().strip()
-        if "  " in folded or not folded.isprintable():  # tabs and line ends are not printable
-            folded = " ".join(folded.split())
-    else:
-        folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-        # Case folding can leave text that normalises further (Unicode 3.13, D145), so normalise once more.
-        folded = " ".join(unicodedata.normalize("NFKC", folded).split())
-    return folded.rstrip(_CLOSING) or folded
 
 
 def user_turns(body: Mapping[str, Any]) -> int:

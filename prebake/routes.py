@@ -49,7 +49,7 @@ class Route(BaseModel):
     fold: Literal["none", "text"] = Field(
         default="none",
         description="What counts as the same text: the same characters (none), or the same after folding "
-        "Unicode forms, case, white space and closing punctuation (text).",
+        "Unicode forms, case, white space and closing punctuation (text); x² stays x², and 5! stays 5!.",
     )
     knowledge: str = Field(
         default="", description="Version of what the answers rest on; a new value makes every older answer a miss."

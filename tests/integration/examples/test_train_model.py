@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from examples.corpus import HERE, ROUTES, SYSTEM, answers
 from examples.train_model import IGNORED, MAX_LENGTH, batches, epoch, forward, held_out, training
-from prebake.request import fold_text
+from prebake.folding import fold_text
 
 MODEL = HERE / "model"
 MODEL_BYTES = 2_000_000

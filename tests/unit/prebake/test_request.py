@@ -12,16 +12,16 @@ from typing import Any
 import duckdb
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from prebake.folding import fold_text
 from prebake.request import (
     DEFAULTS,
     DELIVERY_FIELDS,
     Bypass,
     Keyed,
     canonical_request,
-    fold_text,
     key_request,
     last_user_text,
     model_request,
@@ -35,7 +35,7 @@ FOLDED = Routes([Route(name="faq", scope="shared", fold="text")], {})
 TENANTS = Routes([Route(name="faq", scope="tenant")], {})
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-spoken = texts | st.sampled_from(["What is a loan?", "  WHAT is\ta loan ", "Straße", "ﬁne ½", "ǰ̌ͅ", "", "?!"])
+spoken = texts | st.sampled_from(["What is a loan?", "  WHAT is\ta loan ", "Straße", "ﬁne Ⅻ", "ǰ̌ͅ", "", "?!"])
 scalars = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 )
@@ -109,6 +109,8 @@ class TestSameMeaningSameKey:
 
     @given(spoken, st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
     def test_whatever_the_unicode_form_where_text_is_folded(self, text: str, form: Any) -> None:
+        # Numerals such as ½ and ² keep their form, since another one would be another number.
+        assume(form in ("NFC", "NFD") or not any(each.isnumeric() and not each.isdecimal() for each in text))
         assert key(body(unicodedata.normalize(form, text)), FOLDED) == key(body(text), FOLDED)
 
     @pytest.mark.parametrize("other", ["WHAT IS A LOAN", " what  is\na loan ?", "what is a loan?!", "What is a loan。"])
@@ -395,11 +397,20 @@ class TestFolding:
     def test_of_plain_ascii_is_what_it_is_of_all_text(self, text: str) -> None:
         assert fold_text(text + "é") == " ".join(f"{text}é".casefold().split())
         folded = " ".join(text.casefold().split())
-        assert fold_text(text) == (folded.rstrip(" .!?") or folded)
+        assert fold_text(text).rstrip("!") == (folded.rstrip(" .!?") or folded).rstrip("!")
 
     @pytest.mark.parametrize(
         ("text", "folded"),
-        [("", ""), ("???", "???"), (" ? ! ", "? !"), ("A.B.", "a.b"), ("Ⅻ ﬁ", "xii fi"), ("Maße", "masse")],
+        [
+            ("", ""),
+            ("???", "???"),
+            (" ? ! ", "? !"),
+            ("A.B.", "a.b"),
+            ("Ⅻ ﬁ", "xii fi"),
+            ("Maße", "masse"),
+            ("5!", "5!"),
+            ("Wow!", "wow"),
+        ],
     )
     def test_examples(self, text: str, folded: str) -> None:
         assert fold_text(text) == folded
