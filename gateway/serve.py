@@ -86,6 +86,11 @@ class Supervisor(Multiprocess):
                 # One that is still starting dies of it and is replaced: so none goes by the old settings.
                 os.kill(process.pid, signal.SIGHUP)
 
+    def keep_subprocess_alive(self) -> None:
+        """Replace workers that died. uvicorn also pings the others: signals would wait for one that is starting."""
+        if not all(process.process.is_alive() for process in self.processes):
+            super().keep_subprocess_alive()
+
     def terminate_all(self) -> None:
         """Drain: while this process held the socket too, new connections would wait in it for nobody."""
         for listener in self.sockets:
