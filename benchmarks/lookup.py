@@ -69,8 +69,8 @@ def fingerprint(request: dict[str, Any]) -> bytes:
     return key.fingerprint
 
 
-def answer(number: int, key: bytes) -> Answer:
-    """The answer to the request of that number."""
+def answer(number: int, key: bytes, baked_at: datetime = NOW) -> Answer:
+    """The answer to the request of that number, good for a week."""
     text = f"Article {number} can be returned within thirty days, opened or not. " * 4
     return Answer(
         key,
@@ -81,8 +81,8 @@ def answer(number: int, key: bytes) -> Answer:
         completion_tokens=60,
         model="shop-assistant",
         run_id="benchmark",
-        baked_at=NOW,
-        expires_at=NOW + timedelta(days=7),
+        baked_at=baked_at,
+        expires_at=baked_at + timedelta(days=7),
     )
 
 

@@ -1,0 +1,65 @@
+"""The programs that the gateway is measured beside, installed once under ``bench-cache/``: nginx, wrk, LiteLLM's proxy.
+
+In: nothing. Out: paths of programs. nginx and wrk are taken from the machine or, without changing it, unpacked from
+Debian's packages; LiteLLM gets a virtual environment of its own, because its requirements are not ours.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+CACHE: Final = Path("bench-cache")
+_PACKAGES: Final = {"nginx": ("nginx",), "wrk": ("wrk", "libluajit-5.1-2")}
+_LITELLM: Final = "litellm[proxy]"
+
+
+class UnavailableError(Exception):
+    """A program is not there and cannot be had; the message says which and how to get it."""
+
+
+@cache
+def debian(name: str) -> list[str]:
+    """The command that runs nginx or wrk."""
+    if found := shutil.which(name) or shutil.which(name, path="/usr/sbin"):
+        return [found]
+    root = (CACHE / name).resolve()
+    if not any(root.glob(f"usr/*bin/{name}")):
+        _unpack(_PACKAGES[name], root)
+    program = next(root.glob(f"usr/*bin/{name}"))
+    libraries = ":".join(str(folder) for folder in root.glob("usr/lib/*-linux-gnu"))
+    return ["env", f"LD_LIBRARY_PATH={libraries}", str(program)] if libraries else [str(program)]
+
+
+@cache
+def litellm() -> str:
+    """The program of LiteLLM's proxy."""
+    home = CACHE / "litellm"
+    program = home / "bin" / "litellm"
+    if not program.exists():
+        shutil.rmtree(home, ignore_errors=True)
+        _run(f"pip install '{_LITELLM}'", [sys.executable, "-m", "venv", str(home)])
+        _run(f"pip install '{_LITELLM}'", [str(home / "bin" / "pip"), "install", "--quiet", _LITELLM])
+    return str(program.resolve())
+
+
+def _unpack(packages: tuple[str, ...], root: Path) -> None:
+    remedy = f"apt-get install {packages[0]}"
+    if shutil.which("apt-get") is None:
+        raise UnavailableError(f"{packages[0]} is not there: install it, on Debian by `{remedy}`")
+    downloads = root / "packages"
+    downloads.mkdir(parents=True, exist_ok=True)
+    _run(remedy, ["apt-get", "download", *packages], downloads)
+    for package in downloads.glob("*.deb"):
+        _run(remedy, ["dpkg", "-x", str(package), str(root)])
+
+
+def _run(remedy: str, command: list[str], folder: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise UnavailableError(f"`{' '.join(command[:3])}` failed ({' '.join(said)}); try `{remedy}` by hand")
