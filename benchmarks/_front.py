@@ -33,7 +33,7 @@ KEY: Final = "sk-benchmark-0123456789abcdef"
 HEADERS: Final = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 WORKERS: Final = 2
 QUESTIONS: Final = 10
-_START_S: Final = 120.0
+_START_S: Final = 300.0
 
 _SETTINGS: Final = f"""
 [gateway]
@@ -102,7 +102,7 @@ def upstream(folder: Path) -> Iterator[Running]:
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "benchmarks._upstream:app", "--port", str(port)]
     command += ["--no-access-log", "--log-level", "error", "--loop", "uvloop", "--http", "httptools"]
-    with running(command, f"http://127.0.0.1:{port}", "/seen", folder / "upstream.log", {}) as server:
+    with running(command, f"http://127.0.0.1:{port}", "/seen", folder / "upstream.log", {}, start_s=_START_S) as server:
         yield server
 
 
@@ -118,7 +118,9 @@ def gateway(folder: Path, upstream: str) -> Iterator[Front]:
     port = free_port()
     command = [sys.executable, "-m", "prebake", "--settings", str(settings), "serve", "--port", str(port)]
     environment = {"PREBAKE_GATEWAY__UPSTREAM": f"{upstream}/v1"}
-    with running(command, f"http://127.0.0.1:{port}", "/healthz", folder / "gateway.log", environment) as server:
+    with running(
+        command, f"http://127.0.0.1:{port}", "/healthz", folder / "gateway.log", environment, start_s=_START_S
+    ) as server:
         for number in range(QUESTIONS):
             assert ask(server.url, number).headers["x-prebake"] == "hit"  # noqa: S101
         yield Front(server, CHATS)
