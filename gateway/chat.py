@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import time
-from datetime import UTC, datetime
 from email.utils import formatdate
 from enum import StrEnum
 from functools import lru_cache
@@ -175,7 +174,7 @@ class Chat:
                 return Outcome("bypass", key, "")
             if store is None:
                 return Outcome("miss", self._serving.reason, key.route.name)
-            answer = store.get(key.fingerprint, datetime.now(UTC))
+            answer = store.get(key.fingerprint)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the upstream can answer
             self._say_broken(error)
             return Outcome("miss", NoStore.BROKEN, "")
