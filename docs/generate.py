@@ -21,7 +21,7 @@ from prebake.keys import Key
 from prebake.pulse import Pulse
 from prebake.routes import Route
 from prebake.settings import Settings
-from prebake.tables import ANSWERS_CURRENT, GATEWAY_LOG, RUNS, TABLES, Table
+from prebake.tables import ANSWERS_CURRENT, GATEWAY_LOG, NEAR_MISSES, RUNS, TABLES, Table
 from tasks.bake_metrics import BakeCollector
 
 FOLDER = Path(__file__).parent
@@ -106,7 +106,7 @@ def tables() -> str:
         "fingerprints are hexadecimal text.",
         "",
     ]
-    for table in (*TABLES, ANSWERS_CURRENT, RUNS, GATEWAY_LOG):
+    for table in (*TABLES, ANSWERS_CURRENT, RUNS, GATEWAY_LOG, NEAR_MISSES):
         lines += _table(table)
     return "\n".join(lines).rstrip() + "\n"
 

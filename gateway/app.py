@@ -28,6 +28,7 @@ from gateway.controls import read_controls
 from gateway.doors import DOORS, Doors, Refusal
 from gateway.identity import KEY
 from gateway.metrics import Metrics
+from gateway.near import NearMisses
 from gateway.reload import Serving
 from gateway.request_log import RequestLog
 from gateway.reread import read_again
@@ -79,8 +80,9 @@ class Gateway:
         )
         self._upstream = (tracing.upstream if tracing else Upstream)(settings, self._metrics)
         self._log = _open_log(settings, objects, self._metrics) if options.log else None
+        self._near = self._open_near(settings, objects)
         self._chat = (tracing.chat if tracing else Chat)(
-            settings, self._serving, self._upstream, self._log, self._metrics
+            settings, self._serving, self._upstream, self._log, self._near, self._metrics
         )
         self._passed_through = self._metrics.requests.labels("", "bypass", Reason.NOT_CHAT)
         self._pass_unknown = options.pass_unknown
@@ -146,6 +148,9 @@ class Gateway:
                 stack.callback(self._log.close)
                 self._log.start()
             stack.enter_context(_on_hangup(self._reread))
+            if self._near is not None:
+                stack.callback(self._near.close)
+                self._near.start()
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at again
             yield {DOORS: self._doors}
@@ -158,6 +163,13 @@ class Gateway:
             self._doors.use(settings)
             self._upstream.use(settings)
             self._chat.use(settings)
+
+    def _open_near(self, settings: Settings, objects: Objects) -> NearMisses | None:
+        if all(route.near == "off" for route in settings.routes):
+            return None
+        return NearMisses(
+            objects, self._serving, settings.near, flush_s=settings.gateway.log_flush_s, metrics=self._metrics
+        )
 
     async def _healthz(self, _request: Request) -> Response:
         """The process answers."""

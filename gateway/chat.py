@@ -22,13 +22,15 @@ from gateway.coalesce import Coalescing
 from gateway.controls import Controls, read_controls
 from gateway.identity import KEY, Identity
 from gateway.metrics import Metrics
+from gateway.near import Miss, NearMisses
 from gateway.reload import NoStore, Serving
 from gateway.request_log import PEOPLE_FIELDS, LogRow, RequestLog
 from gateway.responses import completion, error, stream
 from gateway.upstream import Headers, Receive, Scope, Send, Upstream, send_json
 from prebake.answer import Answer
 from prebake.errors import PrebakeError
-from prebake.request import Bypass, key_request
+from prebake.near import Near, group_of, question_of
+from prebake.request import Bypass, Keyed, key_request
 from prebake.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -61,12 +63,14 @@ UNLOGGED = frozenset({Bypass.MALFORMED, Bypass.NAMESPACE})
 
 
 class Outcome(NamedTuple):
-    """What became of a request: hit (then there is an answer), miss or bypass."""
+    """What became of a request: hit or near (then there is an answer), miss or bypass."""
 
     cache: str
     reason: str | None
     route: str
     answer: Answer | None = None
+    key: Keyed | None = None  # of a miss that could have been a hit
+    near: Near | None = None  # whose answer it is, if not the request's own
 
 
 class Chat:
@@ -78,12 +82,14 @@ class Chat:
         serving: Serving,
         upstream: Upstream,
         log: RequestLog | None,
+        near: NearMisses | None,
         metrics: Metrics,
     ) -> None:
         self._upstream = upstream
         self.use(settings)
         self._serving = serving
         self._log = log
+        self._near = near
         self._metrics = metrics
         process = os.urandom(8).hex().encode()
         self._ids = (b"chatcmpl-%b%08x" % (process, number) for number in itertools.count())
@@ -114,13 +120,15 @@ class Chat:
         tenant = self._identity.tenant(scope["headers"], scope.get(KEY))
         controls = read_controls(scope["headers"])
         outcome = self._look_up(scope, body, tenant, more, controls)
+        if self._near is not None and outcome.key is not None and not controls.no_store:
+            outcome = await self._look_near(self._near, outcome, outcome.key, body, tenant, controls, arrived)
         ride = None
         if outcome.answer is None and outcome.route in self._coalesced and _may_share(body, controls):
             ride = self._coalescing.board(scope, raw, body, tenant)
             outcome = outcome._replace(reason=Reason.COALESCED) if ride.joined else outcome
         self._requests(outcome.route, outcome.cache, outcome.reason or "").inc()
         if (answer := outcome.answer) is not None:
-            await self._send_hit(send, answer, body, arrived)
+            await self._send_hit(send, outcome, answer, body, arrived)
             self._metrics.hit_seconds.observe(perf_counter() - started)
             status, tail, whole = 200, answer.message_json if self._log_answers else b"", True
         elif controls.only_if_cached:  # RFC 9111, 5.2.1.7
@@ -181,12 +189,42 @@ class Chat:
         if (withheld := self._serving.verdicts.withhold(key.route, key.fingerprint, answer)) is not None:
             return Outcome("miss", withheld, key.route.name)
         if answer is None:
-            return Outcome("miss", Reason.NOT_BAKED, key.route.name)
+            return Outcome("miss", Reason.NOT_BAKED, key.route.name, key=key)
         if controls.max_age_s is not None and _age_s(answer, time.time()) > controls.max_age_s:
             return Outcome("miss", Reason.TOO_OLD, key.route.name)
         return Outcome("hit", None, key.route.name, answer)
 
-    async def _send_hit(self, send: Send, answer: Answer, body: Any, now: float) -> None:
+    async def _look_near(
+        self,
+        near_misses: NearMisses,
+        miss: Outcome,
+        key: Keyed,
+        body: Any,
+        tenant: str | None,
+        controls: Controls,
+        arrived: float,
+    ) -> Outcome:
+        """Hand a miss over to be compared; the near answer instead, on a route that serves near enough ones."""
+        question = question_of(body) if key.route.near != "off" else None
+        group = group_of(body, self._routes, tenant, controls.namespace) if question else None
+        if question is None or group is None:
+            return miss
+        near = await near_misses.look(Miss(arrived, question, group, key))
+        store = self._serving.store
+        if near is None or store is None:
+            return miss
+        try:
+            answer = store.get(near.fingerprint, datetime.now(UTC))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the upstream can answer
+            self._say_broken(error)
+            return miss
+        if answer is None or self._serving.verdicts.withhold(key.route, near.fingerprint, answer) is not None:
+            return miss
+        if controls.max_age_s is not None and _age_s(answer, time.time()) > controls.max_age_s:
+            return miss
+        return Outcome("near", None, key.route.name, answer, near=near)
+
+    async def _send_hit(self, send: Send, outcome: Outcome, answer: Answer, body: Any, now: float) -> None:
         response_id, model = next(self._ids), body["model"]
         if body.get("stream"):
             usage = (body.get("stream_options") or {}).get("include_usage", False)
@@ -199,13 +237,15 @@ class Chat:
             (b"date", _http_date(int(now))),
             (b"content-type", content_type),
             (b"content-length", b"%d" % len(data)),
-            (b"x-prebake", b"hit"),
+            (b"x-prebake", outcome.cache.encode()),
             (b"age", b"%d" % _age_s(answer, now)),
             # What is left of its time is max-age minus age (RFC 9111, 4.2); private, as all that a key opens.
             (b"cache-control", b"private, max-age=%d" % ((answer.expires_us - answer.baked_us) // 1_000_000)),
             (b"x-prebake-run", answer.run_id.encode()),
             (b"x-prebake-snapshot", self._serving.version),
         ]
+        if outcome.near is not None:
+            headers.append((b"x-prebake-similarity", b"%.4f" % outcome.near.similarity))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": data})
         self._saved_prompt.inc(answer.prompt_tokens)

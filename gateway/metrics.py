@@ -46,6 +46,12 @@ class Metrics:
         self.access_log_dropped = self._counter(
             "prebake_access_log_dropped", "Access log lines dropped because nobody read them fast enough"
         )
+        self.near_misses = self._counter(
+            "prebake_near_misses", "Misses compared with the baked questions, by what was found", "route", "found"
+        )
+        self.near_dropped = self._counter(
+            "prebake_near_dropped", "Misses not compared or not written because the queue was full"
+        )
         self.reloads = self._counter("prebake_snapshot_reloads", "Snapshots looked at for serving", "result")
         self.snapshot_answers = self._gauge("prebake_snapshot_answers", "Answers in the snapshot served")
         self.snapshot_bytes = self._gauge("prebake_snapshot_bytes", "Size of the snapshot served")

@@ -40,9 +40,15 @@ def read_again(file: Path | None, old: Settings) -> Settings | None:
 
 
 def _fixed(old: Settings, new: Settings) -> Iterator[str]:
-    for section in ("store", "privacy"):
+    for section in ("store", "privacy", "near"):
         if getattr(old, section) != getattr(new, section):
             yield f"[{section}]"
     for name in Gateway.model_fields.keys() - CHANGEABLE:
         if getattr(old.gateway, name) != getattr(new.gateway, name):
             yield f"gateway.{name}"
+    if _looks_near(old) != _looks_near(new):  # whether there is a thread for it
+        yield "routes.near from off, or to off, on all routes"
+
+
+def _looks_near(settings: Settings) -> bool:
+    return any(route.near != "off" for route in settings.routes)

@@ -22,7 +22,7 @@ import lmdb
 
 from prebake.answer import Answer
 from prebake.errors import SnapshotError
-from prebake.manifest import DATA, MANIFEST, POINTER, SNAPSHOTS, Manifest, read_manifest, read_pointer
+from prebake.manifest import DATA, MANIFEST, POINTER, SNAPSHOTS, File, Manifest, read_manifest, read_pointer
 from prebake.request import Bypass, Keyed, key_request
 from prebake.routes import Routes
 
@@ -179,7 +179,7 @@ def _map(data: Path) -> lmdb.Environment:
         raise SnapshotError(f"{data}: cannot be read: {error.strerror}; {_REMEDY}") from error
 
 
-def check_size(data: Path, manifest: Manifest) -> None:
+def check_size(data: Path, manifest: Manifest | File) -> None:
     """Raise SnapshotError if the file is missing or not as long as its manifest says."""
     try:
         size = data.stat().st_size
@@ -189,7 +189,7 @@ def check_size(data: Path, manifest: Manifest) -> None:
         raise SnapshotError(f"{data}: {size} bytes long, its manifest says {manifest.bytes}; {_REMEDY}")
 
 
-def check_digest(data: Path, manifest: Manifest) -> None:
+def check_digest(data: Path, manifest: Manifest | File) -> None:
     """Raise SnapshotError if the file's SHA-256 is not the manifest's; reads the whole file."""
     try:
         with data.open("rb") as file:

@@ -17,9 +17,32 @@ DATA: Final = "data.mdb"
 MANIFEST: Final = "manifest.json"
 POINTER: Final = "current"
 SNAPSHOTS: Final = "snapshots"  # the store's folder that holds them
+NEAR: Final = "near.mdb"  # prebake/near.py; a snapshot may do without it
 
 # Becomes a folder's name: nothing that could lead elsewhere.
 Version = Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z-]*$")]
+
+
+class File(BaseModel):
+    """How a reader knows that it has all of a file, undamaged."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    bytes: int = Field(ge=0, description="Its size.")
+    sha256: str = Field(description="Its SHA-256, hexadecimal.")
+
+
+class Threshold(BaseModel):
+    """From which similarity on a route's near hits may be served, and what that was found to risk."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    similarity: float = Field(description="Least cosine similarity.")
+    max_error: float = Field(description="Bound on the share of wrong answers among those served.")
+    confidence: float = Field(description="How sure the bound is.")
+    pairs: int = Field(description="Judged pairs it was found on.")
+    accepted: int = Field(description="... of which it serves so many,")
+    wrong: int = Field(description="... so many of them wrongly.")
 
 
 class Manifest(BaseModel):
@@ -37,6 +60,8 @@ class Manifest(BaseModel):
     routes: dict[str, int] = Field(default_factory=dict, description="Answers by route.")
     first_expires_at: AwareDatetime | None = Field(default=None, description="When the first answer stops being good.")
     last_expires_at: AwareDatetime | None = Field(default=None, description="When the last answer stops being good.")
+    files: dict[str, File] = Field(default_factory=dict, description="Files beside data.mdb, for extras; by name.")
+    near: dict[str, Threshold] = Field(default_factory=dict, description="Calibrated near hits, by route.")
 
 
 class Pointer(BaseModel):

@@ -216,6 +216,20 @@ def is_namespace(name: str) -> bool:
     return _NAMESPACE.fullmatch(name) is not None
 
 
+def fingerprint_of(request: Mapping[str, Any], route: Route, scope: str) -> bytes:
+    """The fingerprint of what :func:`model_request` kept of a request, on its route and in its scope.
+
+    Raises ValueError for what :func:`model_request` cannot have written.
+    """
+    asked = {name: request[name] for name in ("model", "params")}
+    messages = _messages(request["messages"], route.fold == "text")
+    key = {"api": API, "knowledge": route.knowledge, "messages": messages, "route": route.name, "scope": scope}
+    try:
+        return sha256(_json(key | asked)).digest()[:16]
+    except _BypassedError as bypassed:
+        raise ValueError(f"fingerprint_of() takes only what model_request() wrote: {bypassed.reason}") from None
+
+
 def user_turns(body: Mapping[str, Any]) -> int:
     """How many messages the user has written: more than one is a conversation."""
     return sum(1 for message in body["messages"] if message["role"] == "user")

@@ -82,6 +82,11 @@ class Route(BaseModel):
     approval: bool = Field(
         default=False, description="Serve only answers that a person has approved (`prebake approve`)."
     )
+    near: Literal["off", "record", "serve"] = Field(
+        default="off",
+        description="Misses with a baked question near by: nothing (off), noted for judging (record), or answered too "
+        "where a threshold was calibrated (serve). record and serve need [near] model.",
+    )
     never: tuple[str, ...] = Field(
         default=(), description="Never bake prompts that match one of these regular expressions (Python, any case)."
     )

@@ -289,6 +289,28 @@ class Gateway(Section):
     limits: Limits = Limits()
 
 
+class Near(Section):
+    """Near misses: baked questions that are nearly what was asked. An extra; routes say what is done with them."""
+
+    model: str = Field(
+        default="", description="Folder of a static embedding as model2vec saves it; empty: no near misses are found."
+    )
+    pairs: str = Field(
+        default="",
+        description="Judged pairs (Parquet, CSV or JSON lines; columns route, asked, near, same) that each publish "
+        "calibrates thresholds on; empty: nothing near is ever served.",
+    )
+    max_error: float = Field(
+        default=0.01, gt=0, lt=1, description="Largest share of wrong answers among the near hits that are served."
+    )
+    confidence: float = Field(
+        default=0.95, gt=0, lt=1, description="How sure the calibration must be of max_error before it serves any."
+    )
+    queue: int = Field(
+        default=1000, ge=1, description="Misses waiting in memory to be compared; more are dropped and counted."
+    )
+
+
 class Settings(BaseSettings):
     """All settings. Load with :func:`load`."""
 
@@ -310,6 +332,7 @@ class Settings(BaseSettings):
     prices: Prices = Prices()
     capacity: Capacity = Capacity()
     gateway: Gateway = Gateway()
+    near: Near = Near()
     aliases: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         description="One name for models that may share answers: alias = [names as clients write them].",
@@ -337,6 +360,15 @@ class Settings(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two routes are called {name!r}; give each its own name")
+        return self
+
+    @model_validator(mode="after")
+    def _near_has_a_model(self) -> Settings:
+        for route in self.routes:
+            if route.near != "off" and not self.near.model:
+                raise ValueError(f"route {route.name!r} has near = {route.near!r}: set model in [near] to a folder")
+            if route.near == "serve" and not self.near.pairs:
+                raise ValueError(f"route {route.name!r} has near = 'serve': set pairs in [near] to judged pairs")
         return self
 
     @cached_property
@@ -478,4 +510,8 @@ def _anchor(settings: Settings, folder: Path) -> Settings:
     ingest = ingest.model_copy(update={"paths": paths})
     if engine.model and (folder / engine.model).is_dir():
         engine = engine.model_copy(update={"model": str(folder / engine.model)})
-    return settings.model_copy(update={"store": store, "ingest": ingest, "engine": engine})
+    near = settings.near
+    near = near.model_copy(
+        update={name: str(folder / path) for name in ("model", "pairs") if (path := getattr(near, name))}
+    )
+    return settings.model_copy(update={"store": store, "ingest": ingest, "engine": engine, "near": near})

@@ -82,7 +82,12 @@ QUERY_LOG = Table(
         _PROMPT,
         Column("prompt_tokens", pa.int64(), "Prompt tokens, where the log has them", "tokens", nullable=True),
         Column("completion_tokens", pa.int64(), "Completion tokens, where the log has them", "tokens", nullable=True),
-        Column("cache", pa.string(), "What the gateway did: hit, miss or bypass", nullable=True),
+        Column(
+            "cache",
+            pa.string(),
+            "What the gateway did: hit, near (a near question's answer), miss or bypass",
+            nullable=True,
+        ),
         Column("source", pa.string(), "Digest of the file the row came from"),
     ),
 )
@@ -184,7 +189,7 @@ GATEWAY_LOG = Table(
         Column("namespace", pa.string(), "Partition of the tenant's or the shared answers it asked in", nullable=True),
         Column("user_hash", pa.int64(), "Salted hash of the user's id", nullable=True),
         Column("body", pa.string(), "The request's body, without the fields that name people", "JSON"),
-        Column("cache", pa.string(), "What the gateway did: hit, miss or bypass"),
+        Column("cache", pa.string(), "What the gateway did: hit, near (a near question's answer), miss or bypass"),
         Column("reason", pa.string(), "Why it was a miss or a bypass", nullable=True),
         Column("prompt_tokens", pa.int64(), "Prompt tokens, where known", "tokens", nullable=True),
         Column("completion_tokens", pa.int64(), "Completion tokens, where known", "tokens", nullable=True),
@@ -201,6 +206,26 @@ GATEWAY_LOG = Table(
             "The answer, where log_answers asks for it: a hit's message (JSON), or what the upstream sent (JSON, or events of a stream)",
             nullable=True,
         ),
+    ),
+    partition_by=(),
+)
+
+NEAR_MISSES = Table(
+    "near_misses",
+    "Misses of routes that record them, each with the baked question nearest to it, for judging whether one answer "
+    "would do for both: Parquet segments under near-misses/, written by the gateway.",
+    (
+        Column("ts", TIME, "When the request came", "UTC"),
+        _ROUTE,
+        _SCOPE,
+        Column("fingerprint", FINGERPRINT, "Key of the question that was asked", "16 bytes"),
+        Column("asked", pa.string(), "Text of the question that was asked"),
+        Column("near_fingerprint", FINGERPRINT, "Key of the nearest baked question", "16 bytes"),
+        Column("near", pa.string(), "Text of the nearest baked question"),
+        Column("similarity", pa.float32(), "Cosine of the angle between their embeddings", "-1 to 1"),
+        Column("difference", pa.string(), "What keeps them apart whatever their similarity", nullable=True),
+        Column("served", pa.bool_(), "Whether the near answer was served"),
+        Column("snapshot", pa.string(), "Snapshot in which the nearest question was found"),
     ),
     partition_by=(),
 )

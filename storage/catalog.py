@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from prebake.errors import InputError, StorageError
-from prebake.tables import ANSWERS, ANSWERS_CURRENT, DAILY_COUNTS, FINGERPRINT, PLAN, QUERY_LOG, REJECTS, RUNS, Table
+from prebake.tables import (
+    ANSWERS,
+    ANSWERS_CURRENT,
+    DAILY_COUNTS,
+    FINGERPRINT,
+    NEAR_MISSES,
+    PLAN,
+    QUERY_LOG,
+    REJECTS,
+    RUNS,
+    Table,
+)
 from storage.delta import DeltaTable
 from storage.store import Store
 
@@ -28,12 +41,13 @@ _PUBLISHED: Final = (DAILY_COUNTS, PLAN, ANSWERS)
 
 
 def connect(store: Store) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with a view of each table as it is now, with ``answers_current`` and ``runs``."""
+    """An in-memory DuckDB with a view of each table as it is now, ``answers_current`` and ``runs`` too."""
     connection = duckdb.connect(config=dict(_CONFIG))
     for table in (QUERY_LOG, REJECTS, DAILY_COUNTS, PLAN, ANSWERS):
         _show(connection, "view", table, store)
     _show_current_answers(connection)
     _show_runs(connection, "view", store)
+    _show_near_misses(connection, store)
     return connection
 
 
@@ -99,6 +113,20 @@ def _show_query_log(connection: duckdb.DuckDBPyConnection, store: Store) -> None
     rows = f"read_parquet({_literal(files)}, hive_partitioning = true, hive_types = {{'day': date}})"
     connection.execute(f"create view query_log as select {_columns(QUERY_LOG)} from {rows}")
     _comment(connection, "view", QUERY_LOG)
+
+
+def _show_near_misses(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+    """As a view on the Parquet files where they lie on this disk; those in S3 are few enough to be read at once."""
+    found = [(item.key, store.objects.local_path(item.key)) for item in store.objects.list("near-misses/")]
+    paths = [str(path) for _, path in found if path is not None]
+    if paths:
+        connection.execute(
+            f"create view near_misses as select {_columns(NEAR_MISSES)} from read_parquet({_literal(paths)})"
+        )
+        return _comment(connection, "view", NEAR_MISSES)
+    parts = [pq.read_table(BytesIO(store.objects.read(key))) for key, _ in found]
+    rows = pa.concat_tables([NEAR_MISSES.schema.empty_table(), *parts])
+    return _create(connection, "view", NEAR_MISSES, "near_misses_rows", rows)
 
 
 def _create(

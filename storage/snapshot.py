@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from datetime import datetime
 from hashlib import file_digest, sha256
@@ -26,7 +26,7 @@ import lmdb
 from prebake.answer import Answer, says_something
 from prebake.errors import ConflictError, SnapshotError, StorageError
 from prebake.lookup import check_digest, check_size
-from prebake.manifest import DATA, MANIFEST, POINTER, SNAPSHOTS, Manifest, Pointer, read_manifest, read_pointer
+from prebake.manifest import DATA, MANIFEST, POINTER, SNAPSHOTS, File, Manifest, Pointer, read_manifest, read_pointer
 from prebake.settings import Store
 from storage.objects import Objects, open_objects
 
@@ -37,8 +37,19 @@ _BATCH: Final = 10_000
 _MAP_BYTES: Final = 2**40
 
 
-def publish_snapshot(objects: Objects, answers: Iterable[Answer], *, run_id: str, keep: int, now: datetime) -> Manifest:
+def publish_snapshot(
+    objects: Objects,
+    answers: Iterable[Answer],
+    *,
+    run_id: str,
+    keep: int,
+    now: datetime,
+    beside: Callable[[Path], dict[str, Any]] | None = None,
+) -> Manifest:
     """Build a snapshot of these answers and make it the current one; returns its manifest.
+
+    ``beside`` may write further files into the folder it is given, which are published with the snapshot, and returns
+    what the manifest says of them.
 
     Answers come fastest in the order of their fingerprints, any order is right; of several with one fingerprint the
     last wins. The newest ``keep`` snapshots stay for rollback. Raises ConflictError if somebody else published
@@ -50,9 +61,14 @@ def publish_snapshot(objects: Objects, answers: Iterable[Answer], *, run_id: str
     with TemporaryDirectory(prefix="prebake-snapshot-") as folder:
         data = Path(folder, DATA)
         contents = _build(data, answers)
+        extras = Path(folder, "beside")
+        extras.mkdir()
+        contents |= beside(extras) if beside else {}
+        files = {file.name: _measure(file) for file in sorted(extras.iterdir())}
         version = _next_version(published, now)
-        manifest = Manifest(version=version, run_id=run_id, created_at=now, **contents)
-        objects.upload(_key(version, DATA), data)
+        manifest = Manifest(version=version, run_id=run_id, created_at=now, files=files, **contents)
+        for file in (data, *extras.iterdir()):
+            objects.upload(_key(version, file.name), file)
     objects.write(_key(version, MANIFEST), manifest.model_dump_json(indent=2).encode())
     kept = (*published, version)[-keep:]
     _swap(objects, Pointer(current=version, versions=kept), etag)
@@ -111,9 +127,10 @@ def fetch_snapshot(objects: Objects, version: str, folder: Path) -> Path:
     beside = Path(mkdtemp(prefix=f".{version}-", dir=folder))
     try:
         manifest = _manifest(objects, version)
-        objects.download(_key(version, DATA), beside / DATA)
-        check_size(beside / DATA, manifest)
-        check_digest(beside / DATA, manifest)
+        for name, file in {DATA: File(bytes=manifest.bytes, sha256=manifest.sha256), **manifest.files}.items():
+            objects.download(_key(version, name), beside / name)
+            check_size(beside / name, file)
+            check_digest(beside / name, file)
         (beside / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
         try:
             beside.rename(target)
@@ -167,12 +184,16 @@ def _build(data: Path, answers: Iterable[Answer]) -> dict[str, Any]:
             contents = _contents(environment)
             environment.copy(str(data), compact=True)
         os.unlink(loose)
-        with data.open("rb") as file:
-            return contents | {"bytes": data.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
+        return contents | _measure(data).model_dump()
     except (lmdb.Error, OSError) as error:
         raise StorageError(
             f"{data.parent}: the snapshot cannot be built here: {error}; free space or set TMPDIR"
         ) from error
+
+
+def _measure(file: Path) -> File:
+    with file.open("rb") as data:
+        return File(bytes=file.stat().st_size, sha256=file_digest(data, "sha256").hexdigest())
 
 
 def _fill(environment: lmdb.Environment, answers: Iterable[Answer]) -> None:

@@ -28,6 +28,7 @@ from storage.scratch import open_scratch
 from storage.snapshot import publish_snapshot
 from storage.store import Store
 from storage.verdicts import read_verdicts
+from tasks.near import write_near
 
 _BATCH: Final = 10_000
 
@@ -62,7 +63,14 @@ def publish(
     stop.check()
     with progress.track("publish", None) as advance:
         answers = _Passing(servable(store, settings, now), advance)
-        manifest = publish_snapshot(store.objects, answers, run_id=run_id, keep=settings.store.keep_snapshots, now=now)
+        manifest = publish_snapshot(
+            store.objects,
+            answers,
+            run_id=run_id,
+            keep=settings.store.keep_snapshots,
+            now=now,
+            beside=lambda folder: write_near(store, settings, now, folder),
+        )
     return PublishReport(parts, rows, answers.count, manifest.version, write_catalog(store))
 
 
@@ -123,13 +131,10 @@ def _read(store: Store, part: Part) -> pa.Table:
 def servable(store: Store, settings: Settings, now: datetime) -> Iterator[Answer]:
     """What may be served at ``now``: of each fingerprint the newest answer that is whole and has not expired.
 
-    <<<<<<< HEAD
         In the order of their fingerprints. Answers of routes that are gone or off are left out; those cut off by the
-        length limit too, unless their route serves them; and those that say nothing.
-    =======
+    length limit too, unless their route serves them; and those that say nothing.
         In the order of their fingerprints. Answers of routes that are gone or off are left out, and what is blocked;
-        those cut off by the length limit too, unless their route serves them.
-    >>>>>>> 35189a7 (wip)
+    those cut off by the length limit too, unless their route serves them.
     """
     table = store.answers.scan()
     routes = [{"route": route.name, "truncated": route.serve_truncated} for route in settings.routes if route.enabled]

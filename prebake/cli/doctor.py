@@ -166,6 +166,25 @@ def _upstream(settings: Settings) -> Iterator[Finding]:
         yield Finding("upstream", "ok", f"{settings.gateway.upstream} answers {status}")
 
 
+def _near(settings: Settings) -> Iterator[Finding]:
+    if all(route.near == "off" for route in settings.routes):
+        return
+    from prebake.near import Embedding
+    from storage.objects import open_objects
+    from storage.snapshot import current
+
+    yield Finding("near misses", "ok", f"{settings.near.model}, {Embedding(settings.near.model).dimensions} dimensions")
+    manifest = current(open_objects(settings.store))
+    for route in settings.routes:
+        if route.near == "serve":
+            threshold = manifest.near.get(route.name) if manifest else None
+            if threshold is None:
+                remedy = "run: prebake calibrate, then prebake publish"
+                yield Finding(f"near hits of {route.name}", "warn", "no threshold is calibrated: only recorded", remedy)
+            else:
+                yield Finding(f"near hits of {route.name}", "ok", f"served from similarity {threshold.similarity:.4f}")
+
+
 def _installed(package: str) -> bool:
     try:
         return bool(version(package))
@@ -173,4 +192,4 @@ def _installed(package: str) -> bool:
         return False
 
 
-CHECKS = (_store, _engine, _prices, _prefect, _upstream)
+CHECKS = (_store, _engine, _prices, _prefect, _upstream, _near)

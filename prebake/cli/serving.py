@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from prebake.cli.context import Json, settings_file_of, settings_of
-from prebake.cli.output import print_json
+from prebake.cli.context import Json, Route, settings_file_of, settings_of
+from prebake.cli.output import print_json, show_rows
 from prebake.errors import InputError
+
+if TYPE_CHECKING:
+    from tasks.calibrate import Calibration
 
 ROWS_SHOWN = 50
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (serve, sql):
+    for command in (serve, sql, calibrate):
         app.command()(command)
 
 
@@ -47,7 +51,7 @@ def sql(
     csv: Annotated[bool, typer.Option("--csv", help="Print every row as CSV.")] = False,
     json: Json = False,
 ) -> None:
-    """Ask the store: views query_log, rejects, daily_counts, plan, answers, answers_current, runs.
+    """Ask the store: views query_log, rejects, daily_counts, plan, answers, answers_current, runs, near_misses.
 
     Example: prebake sql "select decision, reason, count(*) from plan group by all order by 3 desc"
     """
@@ -70,3 +74,41 @@ def sql(
                 result.show(max_rows=ROWS_SHOWN, max_width=Console().width)
         except duckdb.Error as error:
             raise InputError(f"SQL: {error}") from None
+
+
+def calibrate(
+    context: typer.Context,
+    pairs: Annotated[
+        Path | None, typer.Argument(help="Judged pairs (.parquet, .csv, .jsonl); else [near] pairs.")
+    ] = None,
+    route: Route = None,
+    json: Json = False,
+) -> None:
+    """Find from which similarity on near hits may be served with a bounded error; each publish does it by itself.
+
+    A pair has the columns asked, near (texts) and same (is one answer right for both?). Judge a random sample of what
+    the gateway noted: prebake sql --csv "select route, asked, near, null as same from near_misses using sample 2000"
+
+    Example: prebake calibrate judged.csv
+    """
+    from prebake.near import Embedding
+    from tasks.calibrate import calibrations
+
+    settings = settings_of(context)
+    if pairs is not None:
+        settings = settings.model_copy(update={"near": settings.near.model_copy(update={"pairs": str(pairs)})})
+    routes = route or [found.name for found in settings.routes if found.near != "off"]
+    if not settings.near.pairs or not routes:
+        raise InputError("nothing to calibrate: name a file of judged pairs, and set near on a route (or give --route)")
+    found = calibrations(settings, Embedding(settings.near.model), routes)
+    if json:
+        print_json({"routes": found})
+    else:
+        columns = ("route", "pairs", "kept apart", "serve from", "accepted", "wrong", "why not")
+        show_rows(columns, [_calibrated(calibration) for calibration in found])
+
+
+def _calibrated(found: Calibration) -> tuple[object, ...]:
+    threshold = found.threshold
+    served = (f"{threshold.similarity:.4f}", threshold.accepted, threshold.wrong) if threshold else ("never", "", "")
+    return (found.route, found.pairs, found.refused, *served, found.reason)
