@@ -42,9 +42,11 @@ from storage.snapshot import cache_folder
 from storage.store import user_salt
 
 if TYPE_CHECKING:
+    from gateway.admin.pages import Admin
     from gateway.spans import Tracing
 
 API = f"{PREFIX}/"
+ADMIN_PATH = "/admin"
 CHAT_PATH = f"{API}chat/completions"
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,9 @@ class Gateway:
             settings, self._serving, self._upstream, self._log, self._near, self._metrics
         )
         self._passed_through = self._metrics.requests.labels("", "bypass", Reason.NOT_CHAT)
+        self._objects = objects
+        self._admin: Admin | None = None
+        self._use_admin(settings)
         self._pass_unknown = options.pass_unknown
         self._others = Starlette(
             routes=[
@@ -108,6 +113,8 @@ class Gateway:
             path: str = scope["path"]
             if path.startswith(API):
                 return await self._api(scope, receive, send)
+            if self._admin is not None and (path == ADMIN_PATH or path.startswith(f"{ADMIN_PATH}/")):
+                return await self._admin(scope, receive, send)
         return await self._others(scope, receive, send)
 
     async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,6 +141,17 @@ class Gateway:
         if read_controls(scope["headers"]).only_if_cached:
             return await send_json(send, 504, NOT_CACHED, headers)
         await self._upstream.forward(scope, receive, send, more=has_body(scope["headers"]), marks=headers)
+
+    def _use_admin(self, settings: Settings) -> None:
+        """The page is there while an admin key is in force; what it is made of is loaded then, and not before."""
+        if not any(key.admin for key in settings.keys):
+            self._admin = None
+        elif self._admin is not None:
+            self._admin.use(settings)
+        else:
+            from gateway.admin.pages import Admin
+
+            self._admin = Admin(settings, self._objects, self._serving)
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -163,6 +181,7 @@ class Gateway:
             self._doors.use(settings)
             self._upstream.use(settings)
             self._chat.use(settings)
+            self._use_admin(settings)
 
     def _open_near(self, settings: Settings, objects: Objects) -> NearMisses | None:
         if all(route.near == "off" for route in settings.routes):

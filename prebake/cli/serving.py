@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from prebake.cli.context import Json, Route, settings_file_of, settings_of
 from prebake.cli.output import print_json, show_rows
-from prebake.errors import InputError
+from prebake.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
     from tasks.calibrate import Calibration
@@ -29,6 +31,7 @@ def serve(
     context: typer.Context,
     host: Annotated[str | None, typer.Option(help="Address to listen on; else [gateway] host.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one; else [gateway] port.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the gateway's page in a browser.")] = False,
 ) -> None:
     """Run the gateway: hits from the store, everything else to [gateway] upstream, unchanged.
 
@@ -37,12 +40,25 @@ def serve(
     from gateway.serve import serve as run
 
     settings = settings_of(context)
+    if open_page and not any(key.admin for key in settings.keys):
+        raise SettingsError(
+            "serve --open: the page needs an admin key; make one with `prebake key NAME --admin` and put it "
+            "into the settings"
+        )
     run(
         settings,
         host=settings.gateway.host if host is None else host,
         port=settings.gateway.port if port is None else port,
         file=settings_file_of(context),
+        ready=_open_page if open_page else None,
     )
+
+
+def _open_page(address: str) -> None:
+    """Say where it serves, and show the page; a browser that takes its time must not hold up the gateway."""
+    print(f"serving on {address}", flush=True)
+    page = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") + "/admin"
+    threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
 
 def sql(
