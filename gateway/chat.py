@@ -214,7 +214,7 @@ class Chat:
         if near is None or store is None:
             return miss
         try:
-            answer = store.get(near.fingerprint, datetime.now(UTC))
+            answer = store.get(near.fingerprint)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the upstream can answer
             self._say_broken(error)
             return miss

@@ -131,10 +131,8 @@ def _read(store: Store, part: Part) -> pa.Table:
 def servable(store: Store, settings: Settings, now: datetime) -> Iterator[Answer]:
     """What may be served at ``now``: of each fingerprint the newest answer that is whole and has not expired.
 
-        In the order of their fingerprints. Answers of routes that are gone or off are left out; those cut off by the
-    length limit too, unless their route serves them; and those that say nothing.
-        In the order of their fingerprints. Answers of routes that are gone or off are left out, and what is blocked;
-    those cut off by the length limit too, unless their route serves them.
+    In the order of their fingerprints. Answers of routes that are gone or off are left out, and what is blocked; those
+    cut off by the length limit too, unless their route serves them; and those that say nothing.
     """
     table = store.answers.scan()
     routes = [{"route": route.name, "truncated": route.serve_truncated} for route in settings.routes if route.enabled]
