@@ -188,13 +188,13 @@ def test_a_question_is_compared_only_within_its_tenant_system_prompt_and_paramet
     recording.ask(PARAPHRASE, messages=system("Be brief.", PARAPHRASE))
     recording.ask(PARAPHRASE, "mine", {"x-tenant": "a"})
     rows = recording.noted_after(before + 2)[before:]
-    assert {row["scope"] for row in rows} == {"shared", "tenant/a"}
     settings = load(recording.folder / "prebake.toml")
     brief = ask(RESET, messages=system("Be brief.", RESET))
-    assert [row["near_fingerprint"] for row in rows] == [
-        answer_to(settings, brief, "x").fingerprint,
-        answer_to(settings, ask(RESET, "mine"), "x", tenant="a").fingerprint,
-    ]
+    assert {row["scope"]: row["near_fingerprint"] for row in rows} == {
+        "shared": answer_to(settings, brief, "x").fingerprint,
+        "tenant/a": answer_to(settings, ask(RESET, "mine"), "x", tenant="a").fingerprint,
+    }
+    assert len(rows) == 2
 
 
 def test_a_near_hit_is_served_and_marked(serving: Bed) -> None:
