@@ -81,7 +81,7 @@ class Gateway:
             metrics=self._metrics,
         )
         self._upstream = (tracing.upstream if tracing else Upstream)(settings, self._metrics)
-        self._log = _open_log(settings, objects, self._metrics) if options.log else None
+        self._log = open_log(settings, objects, self._metrics) if options.log else None
         self._near = self._open_near(settings, objects)
         self._chat = (tracing.chat if tracing else Chat)(
             settings, self._serving, self._upstream, self._log, self._near, self._metrics
@@ -233,7 +233,8 @@ def _on_hangup(act: Callable[[], None]) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGHUP)
 
 
-def _open_log(settings: Settings, objects: Objects, metrics: Metrics) -> RequestLog | None:
+def open_log(settings: Settings, objects: Objects, metrics: Metrics) -> RequestLog | None:
+    """The request log, not started; None, and an error logged, where there is no salt to hash users with."""
     try:
         salt = user_salt(settings, objects)
     except StorageError as error:

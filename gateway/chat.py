@@ -26,7 +26,7 @@ from gateway.near import Miss, NearMisses
 from gateway.reload import NoStore, Serving
 from gateway.request_log import PEOPLE_FIELDS, LogRow, RequestLog
 from gateway.responses import completion, error, stream
-from gateway.upstream import Headers, Receive, Scope, Send, Upstream, send_json
+from gateway.upstream import Headers, Onward, Receive, Scope, Send, send_json
 from prebake.answer import Answer
 from prebake.errors import PrebakeError
 from prebake.near import Near, group_of, question_of
@@ -80,7 +80,7 @@ class Chat:
         self,
         settings: Settings,
         serving: Serving,
-        upstream: Upstream,
+        upstream: Onward,
         log: RequestLog | None,
         near: NearMisses | None,
         metrics: Metrics,

@@ -15,12 +15,12 @@ import asyncio
 from collections import deque
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from gateway.request_log import PEOPLE_FIELDS, without_people
-from gateway.upstream import Headers, Message, Passed, Receive, Scope, Send
+from gateway.upstream import Headers, Message, Onward, Passed, Receive, Scope, Send
 
 MOST_BYTES = 2**20
 STALL_S = 30.0
@@ -36,20 +36,10 @@ APART = frozenset(
 APART_PREFIX = "x-stainless-"
 
 
-class Upstream(Protocol):
-    """What is asked once for all."""
-
-    def headers_on(self, headers: Headers) -> Any:
-        """The headers as they go on: a multidict."""
-
-    async def forward(self, scope: Scope, receive: Receive, send: Send, *, body: bytes = ..., marks: Headers) -> Passed:
-        """Pass one request on, and its answer back. Never raises."""
-
-
 class Coalescing:
     """The calls that can be joined now. Used on one event loop."""
 
-    def __init__(self, upstream: Upstream, user_header: str = "") -> None:
+    def __init__(self, upstream: Onward, user_header: str = "") -> None:
         """``user_header`` names the person who asks, as in the settings."""
         self._upstream = upstream
         self._apart = APART | {user_header.lower()}

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 from multidict import CIMultiDict
@@ -59,10 +59,29 @@ class Passed:
     size: int = 0
     complete: bool = False
 
+    def take(self, chunk: bytes, keep: int) -> None:
+        """Add the next piece of the answer to the tail, of which the last ``keep`` bytes are kept."""
+        self.size += len(chunk)
+        self.tail += chunk
+        if len(self.tail) > 2 * keep:  # not at each chunk: cutting costs a copy
+            del self.tail[:-keep]
+
     @property
     def whole(self) -> bool:
         """Whether ``tail`` is the whole answer, sent to its end."""
         return self.complete and self.size == len(self.tail)
+
+
+class Onward(Protocol):
+    """Where a request goes that is not answered here."""
+
+    def headers_on(self, headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
+        """A request's headers as they go on."""
+
+    async def forward(
+        self, scope: Scope, receive: Receive, send: Send, *, body: bytes = b"", more: bool = False, marks: Headers
+    ) -> Passed:
+        """Pass one request on, and its answer back, with ``marks`` added to the answer's headers."""
 
 
 class Upstream:
@@ -146,10 +165,7 @@ class Upstream:
             length = response.content_length
             async for chunk in response.content.iter_any():
                 self._sent_bytes.inc(len(chunk))
-                passed.size += len(chunk)
-                passed.tail += chunk
-                if len(passed.tail) > 2 * self._tail_bytes:  # not at each chunk: cutting costs a copy
-                    del passed.tail[: -self._tail_bytes]
+                passed.take(chunk, self._tail_bytes)
                 await send({"type": "http.response.body", "body": chunk, "more_body": passed.size != length})
             if passed.size != length:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
