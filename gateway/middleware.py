@@ -47,7 +47,7 @@ class Prebake:
         self._app, self._path, self._tenant = app, path, tenant
         self._serving = Serving(objects, cache_dir=folder, reload_s=settings.gateway.reload_s, metrics=metrics)
         self._log = open_log(settings, objects, metrics) if settings.gateway.log else None
-        self._chat = Chat(settings, self._serving, _Inner(app), self._log, metrics)
+        self._chat = Chat(settings, self._serving, _Inner(app), self._log, None, metrics)
         self._parts = AsyncExitStack()
         self._running = False
         self._starting = asyncio.Lock()
