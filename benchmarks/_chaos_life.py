@@ -36,13 +36,14 @@ class Process(NamedTuple):
 
 
 class Life:
-    """A running worker. ``killed``: it or its engine was, by -9; ``durable_s``: how long it lived after a notice."""
+    """A running worker. ``killed``: it or its engine was, by -9; how long after a notice it held a lease, and lived."""
 
     def __init__(self, settings: Settings, plan_id: str, name: str, folder: Path) -> None:
         self.plan_id, self.name = plan_id, name
         self.folder = folder / name
         self.killed = False
         self.durable_s: float | None = None
+        self.exit_s: float | None = None
         self.leases_kept = 0
         self._ledger = Path(settings.store.root) / "ledger.db"
         self._mark = f"{FOLDER}={self.folder}\0".encode()
@@ -160,13 +161,24 @@ class Life:
             self._process.send_signal(signal.SIGTERM)
         if told_s is None:  # it was done, and ended before it asked
             return False
-        if self.sleep(_LONGEST_S):
+        leased = True
+        while self.exit_code is None and time.monotonic() < told_s + _LONGEST_S:
+            if leased:  # still when last looked
+                self.durable_s = time.monotonic() - told_s
+            leased = self._leases() > 0
+            self.sleep(_LOOK_S)
+        if self.exit_code is None:
             self.kill()
-        self.durable_s = time.monotonic() - told_s
+        self.exit_s = time.monotonic() - told_s
+        self.leases_kept = self._leases()
+        return True
+
+    def _leases(self) -> int:
+        """How many shards it holds. It lets go of one when all that it finished of it is committed."""
         with closing(sqlite3.connect(f"file:{self._ledger}?mode=ro", uri=True, timeout=30)) as ledger:
             query = "SELECT count(*) FROM shards WHERE owner = ? AND status = 'leased'"
-            self.leases_kept = ledger.execute(query, [self.name]).fetchone()[0]
-        return True
+            count: int = ledger.execute(query, [self.name]).fetchone()[0]
+            return count
 
 
 class Orphans:

@@ -12,8 +12,9 @@ worker takes the place of a dead one. All figures are taken from outside:
   Generated less added is lost; each worker meets at most one kill -9, which all of its loss is put down to.
   ``rebaked_share_with_notice`` is over all tokens generated; ``rebaked_s_without_notice`` is in seconds of an engine
   of that worker's own speed, the 99th percentile.
-- ``notice_to_durable_p99_s``: from SIGTERM, or from the metadata service's answer, to the worker's exit with no shard
-  leased any more.
+- ``notice_to_durable_p99_s``: from SIGTERM, or from the metadata service's answer, until the ledger has no shard leased
+  by the worker: then all it finished is committed and its partial answers are kept. ``notice_to_exit_p99_s``: until
+  the worker and its engine have ended too.
 - ``orphans``: processes of a worker or of an engine's group that are alive 20 s after its death, by /proc.
 """
 
@@ -230,6 +231,7 @@ class _Chaos:
             "rebaked_share_with_notice": noticed / tokens,
             "rebaked_s_without_notice": _p99(rebaked_s),
             "notice_to_durable_p99_s": _p99(durable),
+            "notice_to_exit_p99_s": _p99([life.exit_s for life in self._lives if life.exit_s is not None]),
             "orphans": orphans,
         }
         sizes = {"prompts": self._prompts, "nights": len(nights), "workers": len(self._lives), "tokens": tokens}
