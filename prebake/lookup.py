@@ -25,6 +25,7 @@ from prebake.errors import SnapshotError
 from prebake.manifest import DATA, MANIFEST, POINTER, SNAPSHOTS, File, Manifest, read_manifest, read_pointer
 from prebake.request import Bypass, Keyed, key_request
 from prebake.routes import Routes
+from prebake.verdicts import NO_VERDICTS, Verdicts, Withheld
 
 _REMEDY: Final = "publish again or go back with `prebake rollback`"
 _decode: Final = Answer.decode
@@ -32,10 +33,11 @@ _new: Final = tuple.__new__
 
 
 class Lookup(NamedTuple):
-    """What a whole request found: the answer if any, and its key or the reason why it has none."""
+    """What a whole request found: the answer if any, its key or the reason why it has none, and why it is withheld."""
 
     answer: Answer | None
     key: Keyed | Bypass
+    withheld: Withheld | None = None
 
     @property
     def cache(self) -> Literal["hit", "miss", "bypass"]:
@@ -106,12 +108,25 @@ class AnswerStore:
         return [found[fingerprint] for fingerprint in fingerprints]
 
     def lookup(
-        self, body: Any, routes: Routes, tenant: str | None = None, now: datetime | None = None, namespace: str = ""
+        self,
+        body: Any,
+        routes: Routes,
+        tenant: str | None = None,
+        now: datetime | None = None,
+        namespace: str = "",
+        verdicts: Verdicts = NO_VERDICTS,
     ) -> Lookup:
-        """The answer to the parsed JSON body of a request, with its key or the reason why it was not looked up."""
+        """The answer to the parsed JSON body of a request, with its key or the reason why it was not looked up.
+
+        ``verdicts``: what people have blocked and approved (``storage.verdicts.read_verdicts``). Without them, answers
+        of routes that want approval are withheld; what is blocked is left out of the next snapshot.
+        """
         key = key_request(body, routes, tenant, namespace)
-        answer = self.get(key.fingerprint, now) if type(key) is Keyed else None
-        return _new(Lookup, (answer, key))
+        if type(key) is not Keyed:
+            return _new(Lookup, (None, key, None))
+        answer = self.get(key.fingerprint, now)
+        withheld = verdicts.withhold(key.route, key.fingerprint, answer)
+        return _new(Lookup, (answer if withheld is None else None, key, withheld))
 
     def __contains__(self, fingerprint: bytes) -> bool:
         """Whether there is an answer with that key, expired or not."""

@@ -16,6 +16,7 @@ from prebake.lookup import AnswerStore
 from prebake.request import Bypass, Keyed, key_request
 from prebake.routes import Route, Routes
 from prebake.settings import Store
+from prebake.verdicts import NO_VERDICTS, Approval, Block, Verdicts, Withheld, answer_digest
 from storage.objects import open_objects
 from storage.snapshot import publish_snapshot
 
@@ -102,6 +103,21 @@ def test_a_whole_request_is_a_hit_a_miss_or_a_bypass_with_its_reason(root: Path)
     assert isinstance(miss.key, Keyed)
     assert miss.key.fingerprint == key("two")
     assert bypass.key is Bypass.CHOICES
+
+
+def test_what_people_have_decided_is_withheld(root: Path) -> None:
+    careful = Routes([route.model_copy(update={"approval": True}) for route in ROUTES], {})
+    blocked = Verdicts(blocked={key("one").hex(): Block(at=NOON)})
+    with AnswerStore.open(root) as store:
+        there = store.get(key("one"), NOON)
+        assert there is not None
+        approved = Verdicts(approved={key("one").hex(): Approval(answer=answer_digest(there), at=NOON)})
+        found = [
+            store.lookup(body("one"), routes, "acme", NOON, verdicts=verdicts)
+            for routes, verdicts in ((ROUTES, blocked), (careful, NO_VERDICTS), (careful, approved))
+        ]
+    assert [each.withheld for each in found] == [Withheld.BLOCKED, Withheld.UNAPPROVED, None]
+    assert [each.cache for each in found] == ["miss", "miss", "hit"]
 
 
 def test_many_at_once_are_what_each_alone_would_be_in_their_order(root: Path) -> None:
