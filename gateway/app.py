@@ -23,12 +23,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway.access_log import AccessLog
-from gateway.chat import NOT_CACHED, Chat, Reason, marks
+from gateway.chat import CHAT_PATH, NOT_CACHED, Chat, Hit, Reason, marks
 from gateway.controls import read_controls
 from gateway.doors import DOORS, Doors, Refusal
 from gateway.identity import KEY
 from gateway.metrics import Metrics
 from gateway.near import NearMisses
+from gateway.protocol import HITS
 from gateway.reload import Serving
 from gateway.request_log import RequestLog
 from gateway.reread import read_again
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 API = f"{PREFIX}/"
 ADMIN_PATH = "/admin"
-CHAT_PATH = f"{API}chat/completions"
+HAND_OVER_S = 0.25
 
 logger = logging.getLogger(__name__)
 
@@ -118,13 +119,18 @@ class Gateway:
         return await self._others(scope, receive, send)
 
     async def _api(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = self._doors.admit(scope)
+        key = scope[KEY] if KEY in scope else self._doors.admit(scope)
         if isinstance(key, Refusal):
             return await send_json(send, key.status, key.body, key.headers)
         scope[KEY] = key
         if scope["path"] == CHAT_PATH and scope["method"] == "POST":
             return await self._chat(scope, receive, send)
         return await self._pass_through(scope, receive, send)
+
+    def _hit(self, scope: Scope, raw: bytes) -> Hit | None:
+        """What answers a whole chat request at once; None: it goes the ordinary way, past the door if it was here."""
+        scope[KEY] = key = self._doors.admit(scope)
+        return None if isinstance(key, Refusal) else self._chat.hit(scope["headers"], key, raw)
 
     async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A path that is neither the API's nor ours: the upstream's where the settings say so."""
@@ -171,7 +177,11 @@ class Gateway:
                 self._near.start()
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at again
-            yield {DOORS: self._doors}
+            stack.callback(self._metrics.hits.hand_over)
+            stack.enter_context(_every(HAND_OVER_S, self._metrics.hits.hand_over))
+            # Traces and the access log see what goes through the application.
+            at_once = self._tracing is None and not self._settings.gateway.access_log
+            yield {DOORS: self._doors, HITS: self._hit if at_once else None}
 
     def _reread(self) -> None:
         """Go by the settings as the file has them now: requests in flight keep what they began with."""
@@ -218,6 +228,22 @@ class Gateway:
 async def _not_found(_request: Request, _error: Exception) -> Response:
     body = error(f"No such path here: the API is under {PREFIX}/.", kind="invalid_request_error", code="not_found")
     return Response(body, 404, media_type="application/json")
+
+
+@contextmanager
+def _every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Act again and again on the event loop."""
+
+    async def again() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            act()
+
+    task = asyncio.create_task(again())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 @contextmanager

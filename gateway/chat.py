@@ -26,9 +26,10 @@ from gateway.near import Miss, NearMisses
 from gateway.reload import NoStore, Serving
 from gateway.request_log import PEOPLE_FIELDS, LogRow, RequestLog
 from gateway.responses import completion, error, stream
-from gateway.upstream import Headers, Onward, Receive, Scope, Send, send_json
+from gateway.upstream import PREFIX, Headers, Onward, Passed, Receive, Scope, Send, send_json
 from prebake.answer import Answer
 from prebake.errors import PrebakeError
+from prebake.keys import Key
 from prebake.near import Near, group_of, question_of
 from prebake.request import Bypass, Keyed, key_request
 from prebake.settings import Settings
@@ -36,6 +37,7 @@ from prebake.settings import Settings
 logger = logging.getLogger(__name__)
 
 
+CHAT_PATH = f"{PREFIX}/chat/completions"
 # Obfuscation pads chunks against eavesdroppers who measure them; a hit is one burst, which has nothing to measure.
 STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 NOT_CACHED = error(
@@ -73,6 +75,23 @@ class Outcome(NamedTuple):
     near: Near | None = None  # whose answer it is, if not the request's own
 
 
+class Asked(NamedTuple):
+    """A request as it is logged: when it came, who asks, what it says of the cache, its bytes and what they say."""
+
+    at: float
+    tenant: str | None
+    controls: Controls
+    raw: bytes
+    body: Any
+
+
+class Hit(NamedTuple):
+    """What answers a hit, with status 200."""
+
+    headers: Headers
+    body: bytes
+
+
 class Chat:
     """Answers chat requests, from the store where it may."""
 
@@ -90,13 +109,10 @@ class Chat:
         self._serving = serving
         self._log = log
         self._near = near
-        self._metrics = metrics
         process = os.urandom(8).hex().encode()
         self._ids = (b"chatcmpl-%b%08x" % (process, number) for number in itertools.count())
         self._requests = lru_cache(1024)(metrics.requests.labels)
-        self._saved_prompt = metrics.saved_tokens.labels("prompt")
-        self._saved_completion = metrics.saved_tokens.labels("completion")
-        self._sent_bytes = metrics.sent_bytes.labels("store")
+        self._hits = metrics.hits
         self._broken_version: bytes | None = None
 
     def use(self, settings: Settings) -> None:
@@ -119,59 +135,53 @@ class Chat:
         body = None if more else _parse(raw)
         tenant = self._identity.tenant(scope["headers"], scope.get(KEY))
         controls = read_controls(scope["headers"])
-        outcome = self._look_up(scope, body, tenant, more, controls)
+        asked = Asked(arrived, tenant, controls, raw, body)
+        outcome = self._look_up(scope["query_string"], body, tenant, more, controls)
         if self._near is not None and outcome.key is not None and not controls.no_store:
             outcome = await self._look_near(self._near, outcome, outcome.key, body, tenant, controls, arrived)
         ride = None
         if outcome.answer is None and outcome.route in self._coalesced and _may_share(body, controls):
             ride = self._coalescing.board(scope, raw, body, tenant)
             outcome = outcome._replace(reason=Reason.COALESCED) if ride.joined else outcome
+        if outcome.answer is not None:
+            headers, data = self._render(outcome, outcome.answer, body, arrived)
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": data})
+            self._note_hit(outcome, outcome.answer, scope["headers"], asked, len(data), started)
+            return
         self._requests(outcome.route, outcome.cache, outcome.reason or "").inc()
-        if (answer := outcome.answer) is not None:
-            await self._send_hit(send, outcome, answer, body, arrived)
-            self._metrics.hit_seconds.observe(perf_counter() - started)
-            status, tail, whole = 200, answer.message_json if self._log_answers else b"", True
-        elif controls.only_if_cached:  # RFC 9111, 5.2.1.7
+        if controls.only_if_cached:  # RFC 9111, 5.2.1.7
             await send_json(send, 504, NOT_CACHED, marks(outcome.cache, outcome.reason))
-            status, tail, whole = 504, b"", False
+            passed = Passed(504)
         else:
             said = marks(outcome.cache, outcome.reason)
             if ride is not None:
                 passed = await ride.take(receive, send, said)
             else:
                 passed = await self._upstream.forward(scope, receive, send, body=raw, more=more, marks=said)
-            status, tail, whole = passed.status, bytes(passed.tail), passed.whole
-        if (
-            self._log is not None
-            and status
-            and not controls.no_store
-            and isinstance(body, dict)
-            and outcome.reason not in UNLOGGED
-        ):
-            self._log.add(
-                LogRow(
-                    arrived,
-                    tenant,
-                    controls.namespace or None,
-                    self._identity.user(scope["headers"], body),
-                    raw,
-                    not PEOPLE_FIELDS.isdisjoint(body),
-                    outcome.cache,
-                    outcome.reason,
-                    status,
-                    answer.prompt_tokens if answer else None,
-                    answer.completion_tokens if answer else None,
-                    tail,
-                    whole,
-                )
-            )
+        if passed.status and isinstance(body, dict) and outcome.reason not in UNLOGGED:
+            self._note(outcome, scope["headers"], asked, passed.status, bytes(passed.tail), passed.whole)
 
-    def _look_up(self, scope: Scope, body: Any, tenant: str | None, more: bool, controls: Controls) -> Outcome:
+    def hit(self, headers: Headers, key: Key | None, raw: bytes) -> Hit | None:
+        """The same for a whole request without a query, at once; None, and nothing counted, if it is no hit."""
+        arrived, started = time.time(), perf_counter()
+        body = _parse(raw)
+        tenant = self._identity.tenant(headers, key)
+        controls = read_controls(headers)
+        outcome = self._look_up(b"", body, tenant, False, controls)
+        if outcome.answer is None:
+            return None
+        hit = self._render(outcome, outcome.answer, body, arrived)
+        asked = Asked(arrived, tenant, controls, raw, body)
+        self._note_hit(outcome, outcome.answer, headers, asked, len(hit.body), started)
+        return hit
+
+    def _look_up(self, query: bytes, body: Any, tenant: str | None, more: bool, controls: Controls) -> Outcome:
         if more:
             return Outcome("bypass", Reason.TOO_LARGE, "")
         if controls.no_cache:
             return Outcome("bypass", Reason.NO_CACHE, "")
-        if scope["query_string"]:
+        if query:
             return Outcome("bypass", Reason.QUERY, "")
         if isinstance(body, dict) and not delivery_is_ours(body):
             return Outcome("bypass", Reason.DELIVERY, "")
@@ -224,7 +234,7 @@ class Chat:
             return miss
         return Outcome("near", None, key.route.name, answer, near=near)
 
-    async def _send_hit(self, send: Send, outcome: Outcome, answer: Answer, body: Any, now: float) -> None:
+    def _render(self, outcome: Outcome, answer: Answer, body: Any, now: float) -> Hit:
         response_id, model = next(self._ids), body["model"]
         if body.get("stream"):
             usage = (body.get("stream_options") or {}).get("include_usage", False)
@@ -246,11 +256,36 @@ class Chat:
         ]
         if outcome.near is not None:
             headers.append((b"x-prebake-similarity", b"%.4f" % outcome.near.similarity))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": data})
-        self._saved_prompt.inc(answer.prompt_tokens)
-        self._saved_completion.inc(answer.completion_tokens)
-        self._sent_bytes.inc(len(data))
+        return Hit(headers, data)
+
+    def _note_hit(
+        self, outcome: Outcome, answer: Answer, headers: Headers, asked: Asked, sent_bytes: int, started: float
+    ) -> None:
+        self._hits.count(outcome.route, outcome.cache, answer, sent_bytes, perf_counter() - started)
+        self._note(outcome, headers, asked, 200, answer.message_json if self._log_answers else b"", True)
+
+    def _note(self, outcome: Outcome, headers: Headers, asked: Asked, status: int, tail: bytes, whole: bool) -> None:
+        """Hand the request over to the log."""
+        if self._log is None or asked.controls.no_store:
+            return
+        answer, body = outcome.answer, asked.body
+        self._log.add(
+            LogRow(
+                asked.at,
+                asked.tenant,
+                asked.controls.namespace or None,
+                self._identity.user(headers, body),
+                asked.raw,
+                not PEOPLE_FIELDS.isdisjoint(body),
+                outcome.cache,
+                outcome.reason,
+                status,
+                answer.prompt_tokens if answer else None,
+                answer.completion_tokens if answer else None,
+                tail,
+                whole,
+            )
+        )
 
     def _say_broken(self, error: Exception) -> None:
         """Log once for each snapshot that it has damaged answers."""

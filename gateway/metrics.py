@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
+from collections import defaultdict
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from prebake.answer import Answer
 
 HIT_BUCKETS_S = (10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3)
 UPSTREAM_BUCKETS_S = (1e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -24,7 +28,7 @@ class Metrics:
             "prebake_refused", "Requests refused at the door: keys, rates, sizes, time", "reason"
         )
         self.saved_tokens = self._counter("prebake_saved_tokens", "Tokens the upstream did not process", "kind")
-        self.hit_seconds = Histogram(
+        self.hit_seconds = _Histogram(
             "prebake_hit_seconds", "From the whole request to the whole answer", (), buckets=HIT_BUCKETS_S,
             registry=self.registry,
         )  # fmt: skip
@@ -60,8 +64,11 @@ class Metrics:
             "prebake_snapshot_info", "1 for the snapshot served, 0 for those before", "version"
         )
 
+        self.hits = Hits(self)
+
     def text(self) -> bytes:
         """All metrics of all workers in Prometheus' text format."""
+        self.hits.hand_over()
         if MULTIPROCESS_DIR not in os.environ:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
@@ -73,3 +80,55 @@ class Metrics:
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
         return Gauge(name, meaning, labels, registry=self.registry, multiprocess_mode="livemostrecent")
+
+
+class _Histogram(Histogram):
+    def observe_many(self, counts: list[int], total: float) -> None:
+        """Observations that were counted elsewhere, by the bucket that each falls in, and their sum."""
+        self._sum.inc(total)
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+
+
+class Hits:
+    """What hits count, in plain numbers, because prometheus-client's counters cost more than a lookup.
+
+    They are handed over when the metrics are shown, by a clock (for other workers to show), and at the end. One thread
+    uses it.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._requests = metrics.requests
+        self._seconds = metrics.hit_seconds
+        self._prompt = metrics.saved_tokens.labels("prompt")
+        self._completion = metrics.saved_tokens.labels("completion")
+        self._sent = metrics.sent_bytes.labels("store")
+        self._clear()
+
+    def count(self, route: str, cache: str, answer: Answer, sent_bytes: int, seconds: float) -> None:
+        """Count one."""
+        self._counts[route, cache] += 1
+        self._prompt_tokens += answer.prompt_tokens
+        self._completion_tokens += answer.completion_tokens
+        self._bytes += sent_bytes
+        self._buckets[bisect_left(HIT_BUCKETS_S, seconds)] += 1
+        self._total_s += seconds
+
+    def hand_over(self) -> None:
+        """Add what was counted since the last time to the metrics."""
+        if not self._counts:
+            return
+        for (route, cache), count in self._counts.items():
+            self._requests.labels(route, cache, "").inc(count)
+        self._prompt.inc(self._prompt_tokens)
+        self._completion.inc(self._completion_tokens)
+        self._sent.inc(self._bytes)
+        self._seconds.observe_many(self._buckets, self._total_s)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._prompt_tokens = self._completion_tokens = self._bytes = 0
+        self._buckets = [0] * (len(HIT_BUCKETS_S) + 1)
+        self._total_s = 0.0

@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack
 from multidict import CIMultiDict
 from starlette.types import ASGIApp
 
-from gateway.app import CHAT_PATH, open_log
-from gateway.chat import Chat
+from gateway.app import open_log
+from gateway.chat import CHAT_PATH, Chat
 from gateway.identity import KEY
 from gateway.metrics import Metrics
 from gateway.reload import Serving

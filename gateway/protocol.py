@@ -1,20 +1,25 @@
 """One connection, with an end to patience and size: uvicorn's own protocol has neither.
 
-In: bytes. Out: a refusal in the request's scope where its announced length is too much, a closed connection where the
-client is too slow or goes on without end. A request that arrives in one piece, as nearly all do, costs nothing more.
+In: bytes. Out: hits, answered at once; a refusal in the request's scope where its announced length is too much, a
+closed connection where the client is too slow or goes on without end. A request that arrives in one piece, as nearly
+all do, costs nothing more.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gateway.chat import CHAT_PATH, Hit
 from gateway.doors import DOORS, REFUSAL, Doors, Refused
 
+HITS = "hits"  # where connections find in the state of the lifespan what answers hits at once, or None
+CHAT_URL = CHAT_PATH.encode()
 MIN_BYTES_PER_S = 1000
 # A piece no longer than this holds no headers that are too long: the least that the settings allow.
 SHORT = 4000
@@ -32,6 +37,9 @@ class GuardedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._doors: Doors = app_state[DOORS]
+        self._hit: Callable[[Any, bytes], Hit | None] | None = app_state[HITS]
+        self._short = False  # the piece that is taken has all of its requests from their beginning and is short
+        self._waiting: list[bytes] | None = None  # what came of a body that may be answered at once
         self._arriving = False  # a request has begun and is not complete
         self._in_head = True  # its headers are not complete, or nothing has come yet
         self._size = 0  # bytes of it so far
@@ -53,7 +61,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take a piece; look at the request if it is not complete with it or may be too long."""
+        self._short = not self._arriving and len(data) <= SHORT
         super().data_received(data)
+        if self._waiting is not None and not self.transport.is_closing():
+            self._go_the_ordinary_way(self._waiting)
         if self._arriving or len(data) > SHORT:
             self._look(len(data))
 
@@ -65,13 +76,27 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The request is handed over; trailers that come later do not get into its headers (RFC 9110, 6.5.1)."""
-        super().on_headers_complete()
+        if self._may_be_answered_at_once():
+            self._waiting = []
+        else:
+            super().on_headers_complete()
         self._in_head = False
         self.headers = []
 
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        if self._waiting is None:
+            super().on_body(body)
+        else:
+            self._waiting.append(body)
+
     def on_message_complete(self) -> None:
-        """The request is complete."""
-        super().on_message_complete()
+        """The request is complete: a hit is answered here and now, without a task of its own."""
+        parts = self._waiting
+        if parts is None or not self._answer(b"".join(parts)):
+            if parts is not None:
+                self._go_the_ordinary_way(parts)
+            super().on_message_complete()
         self._arriving = False
         if self._watch is not None:
             self._stop_watch()
@@ -85,6 +110,41 @@ class GuardedProtocol(HttpToolsProtocol):
         """The client takes its answer again."""
         self._stop_unread()
         super().resume_writing()
+
+    def _may_be_answered_at_once(self) -> bool:
+        """Whether nothing stands before the request, and nothing about it or its connection is out of the ordinary."""
+        return (
+            self._hit is not None
+            and self._short
+            and self.url == CHAT_URL
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+            and not self.parser.should_upgrade()
+            and not self.expect_100_continue
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
+
+    def _answer(self, body: bytes) -> bool:
+        hit = self._hit(self.scope, body) if self._hit is not None else None
+        if hit is None:
+            return False
+        self._waiting = None
+        lines = b"".join([b"%b: %b\r\n" % header for header in hit.headers])
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[200], lines, hit.body))
+        self.server_state.total_requests += 1
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        return True
+
+    def _go_the_ordinary_way(self, parts: list[bytes]) -> None:
+        """Hand the request over to the application, with what came of its body."""
+        self._waiting = None
+        super().on_headers_complete()
+        for part in parts:
+            super().on_body(part)
 
     def _look(self, piece: int) -> None:
         if self.transport.is_closing():
