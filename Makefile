@@ -34,12 +34,13 @@ bench: $(VENV)/.dev  ## every benchmark; one alone: .venv/bin/python -m benchmar
 docs: $(VENV)/.dev  ## write the generated pages anew: settings, tables, commands
 	$(BIN)/python -m docs.generate
 
-# A CI machine gets the browser for the tests of pages and promtool for those of alert rules; a person's is left as it is.
+# A CI machine gets what tests need from Debian: the browser for pages, promtool for alert rules, wrk and nginx for the
+# gateway's benchmark; a person's is left as it is.
 ci-tools:
 ifdef CI
-	@command -v chromium >/dev/null && command -v promtool >/dev/null || \
-	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium prometheus) >/dev/null 2>&1 || \
-	  echo "no Chromium or no promtool: the tests that need them will be skipped"
+	@command -v chromium >/dev/null && command -v promtool >/dev/null && command -v wrk >/dev/null && test -x /usr/sbin/nginx || \
+	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium prometheus wrk nginx) >/dev/null 2>&1 || \
+	  echo "no Chromium, promtool, wrk or nginx: the tests that need them will be skipped"
 endif
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate

@@ -80,5 +80,7 @@ def test_other_settings_are_in_force_at_once_and_what_was_counted_stays_counted(
     assert outcome(door, "a") == "a"
     door.use(Settings(keys=[key("a", 2), key("b")]))
     assert [outcome(door, "a"), outcome(door, "a"), outcome(door, "b")] == ["a", Refused.RATE_LIMITED, "b"]
+    door.use(Settings(keys=[key("b")]))
+    assert [outcome(door, "a"), outcome(door, "b")] == [Refused.WRONG_KEY, "b"]
     door.use(Settings())
     assert outcome(door, "a") is None
