@@ -45,6 +45,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._size = 0  # bytes of it so far
         self._recent = 0  # ... and since the watch began
         self._held = False  # since then we kept the client from sending
+        self._answered_at = 0.0  # when a request was last answered at once
+        self._idle: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -57,6 +59,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Forget the clocks."""
         self._stop_watch()
         self._stop_unread()
+        if self._idle is not None:
+            self._idle.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -135,9 +139,22 @@ class GuardedProtocol(HttpToolsProtocol):
         lines = b"".join([b"%b: %b\r\n" % header for header in hit.headers])
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[200], lines, hit.body))
         self.server_state.total_requests += 1
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._answered_at = self.loop.time()
+        if self._idle is None:
+            self._idle = self.loop.call_later(self.timeout_keep_alive, self._end_idle)
         return True
+
+    def _end_idle(self) -> None:
+        """Close what is idle for long enough. One clock runs on over many answers: one for each would cost too much."""
+        self._idle = None
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self._arriving or answering or self.timeout_keep_alive_task is not None:
+            return  # another clock runs now, or will with the end of the answer
+        left_s = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._idle = self.loop.call_later(left_s, self._end_idle)
+        else:
+            self.timeout_keep_alive_handler()
 
     def _go_the_ordinary_way(self, parts: list[bytes]) -> None:
         """Hand the request over to the application, with what came of its body."""
