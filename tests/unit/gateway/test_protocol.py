@@ -18,7 +18,7 @@ REQUEST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r
 ANSWER = b"HTTP/1.1 200 OK\r\nx-number: 1\r\n\r\nbody"
 
 
-async def no_app(*_: Any) -> None:
+async def no_app(_scope: Any, _receive: Any, _send: Any) -> None:
     raise AssertionError("a hit needs no application")
 
 
