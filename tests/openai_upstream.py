@@ -17,11 +17,24 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 seen: list[dict[str, Any]] = []
 counts = {"cancelled": 0}
 gate = asyncio.Event()
+MARK = (b"x-test-upstream", b"1")
 WORDS = ["one ", "two ", "three"]
+
+
+async def marked(scope: Scope, receive: Receive, send: Send) -> None:
+    """The server, whose every answer says that it is its own, failures of the application too."""
+
+    async def mark(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], MARK]
+        await send(message)
+
+    await app(scope, receive, mark)
 
 
 async def chat(request: Request) -> Response:
@@ -195,4 +208,4 @@ app = Starlette(
 )
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="critical", timeout_graceful_shutdown=1)
+    uvicorn.run(marked, host="127.0.0.1", port=int(sys.argv[1]), log_level="critical", timeout_graceful_shutdown=1)
