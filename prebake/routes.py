@@ -111,6 +111,10 @@ class Routes:
         self._candidates: dict[tuple[str, str | None], tuple[Route, ...]] = {}
         self.templates: dict[bytes, Any] = {}  # what prebake/request.py remembers; it changes with the routes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process without what this one remembers."""
+        return Routes, (self._routes, self._aliases)
+
     def __iter__(self) -> Iterator[Route]:
         return iter(self._routes)
 

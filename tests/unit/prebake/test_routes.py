@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from datetime import timedelta
 
 import pytest
@@ -87,3 +88,12 @@ def test_tenants_can_only_be_counted_where_they_share() -> None:
     assert Route(name="faq", scope="shared", min_tenants=2).min_tenants == 2
     with pytest.raises(ValidationError, match="nothing would be baked"):
         Route(name="faq", min_tenants=2)
+
+
+def test_routes_that_were_used_can_be_sent_to_another_process() -> None:
+    routes = Routes([Route(name="gpt", fold="text")], {"gpt": ("gpt-*",)})
+    body = {"model": "gpt-4", "messages": ASK}
+    found = key_request(body, routes, "acme")
+    assert isinstance(found, Keyed)
+    assert routes.templates
+    assert key_request(body, pickle.loads(pickle.dumps(routes)), "acme") == found
