@@ -110,6 +110,8 @@ class Answer(_Fields):
 
     def encode(self) -> bytes:
         """The stored value. Raises SnapshotError for counts or names that no answer can have."""
+        if not self.run_id.isprintable():  # it stands in a response header
+            raise SnapshotError(f"answer {self.fingerprint.hex()}: the run's name {self.run_id!r} is not printable")
         names = orjson.dumps(tuple(self.names))
         try:
             header = _HEADER.pack(FORMAT, len(names), *self[3:])
