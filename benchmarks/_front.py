@@ -151,7 +151,7 @@ def litellm_proxy(folder: Path, upstream: str) -> Iterator[Front]:
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION"}
     url = f"http://127.0.0.1:{port}"
     with running(command, url, "/health/liveliness", folder / "litellm.log", environment, start_s=_START_S) as server:
-        for _ in range(20):  # each worker has a cache of its own, and which of them is asked is chance
+        for _ in range(10):  # each worker has a cache of its own, and which of them is asked is chance
             for number in range(QUESTIONS):
                 ask(server.url, number)
         yield Front(server, CHATS)
