@@ -191,7 +191,6 @@ class Gateway:
             self._doors.use(settings)
             self._upstream.use(settings)
             self._chat.use(settings)
-            self._pass_unknown = settings.gateway.pass_unknown
             self._use_admin(settings)
 
     def _open_near(self, settings: Settings, objects: Objects) -> NearMisses | None:

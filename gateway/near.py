@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import count
 from typing import Any, Final, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gateway.metrics import Metrics
 from gateway.reload import Serving
+from gateway.segments import Segments
 from prebake.errors import PrebakeError
 from prebake.lookup import AnswerStore
 from prebake.near import Embedding, Near, NearIndex
@@ -66,7 +61,7 @@ class NearMisses:
         flush_s: float,
         metrics: Metrics,
     ) -> None:
-        self._objects = objects
+        self._segments = Segments(objects, FOLDER, NEAR_MISSES.schema)
         self._serving = serving
         self._settings = settings
         self._flush_s = flush_s
@@ -74,7 +69,6 @@ class NearMisses:
         self._jobs: queue.Queue[_Job | None] = queue.Queue(settings.queue)
         self._rows: list[tuple[Any, ...]] = []
         self._written = 0.0
-        self._names = (f"{os.getpid():x}-{os.urandom(4).hex()}-{number:06d}" for number in count())
         self._embedding: Embedding | None = None
         self._store: AnswerStore | None = None
         self._index: NearIndex | None = None
@@ -182,10 +176,8 @@ class NearMisses:
         self._written = time.monotonic()
         if not self._rows:
             return
-        at = datetime.now(UTC)
-        name = f"{FOLDER}/day={at:%Y-%m-%d}/{at:%Y%m%dT%H%M%S}-{next(self._names)}.parquet"
         try:
-            self._objects.write(name, _parquet(self._rows))
+            self._segments.write(datetime.now(UTC), self._rows)
         except Exception as error:  # noqa: BLE001 - full disk, S3, whatever: requests must go on
             self._say(error)
             kept = self._rows[-self._settings.queue :]
@@ -199,12 +191,3 @@ class NearMisses:
         if str(error) != self._problem:
             self._problem = str(error)
             logger.error("near misses: %s", error, exc_info=not isinstance(error, PrebakeError))
-
-
-def _parquet(rows: Sequence[tuple[Any, ...]]) -> bytes:
-    schema = NEAR_MISSES.schema
-    columns = [pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), schema, strict=True)]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data

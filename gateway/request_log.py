@@ -8,21 +8,18 @@ bodies, plus one segment being written; what does not fit is dropped and counted
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 import time
 from collections import deque
 from datetime import UTC, datetime
-from itertools import count
 from random import random
 from typing import Any, NamedTuple
 
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gateway.metrics import Metrics
+from gateway.segments import Segments
 from prebake.settings import Gateway
 from prebake.tables import GATEWAY_LOG
 from prebake.user import hash_user
@@ -64,7 +61,7 @@ class RequestLog:
     """A bounded queue and the thread that empties it. Rows are added from one thread only."""
 
     def __init__(self, objects: Objects, salt: bytes, options: Gateway, metrics: Metrics) -> None:
-        self._objects = objects
+        self._segments = Segments(objects, FOLDER, GATEWAY_LOG.schema)
         self._salt = salt
         self._flush_s = options.log_flush_s
         self._max_rows = options.log_queue
@@ -78,7 +75,6 @@ class RequestLog:
         # One thread writes each pair, so that no lock stands on the request's path.
         self._rows_in = self._bytes_in = 0
         self._rows_out = self._bytes_out = 0
-        self._names = (f"{os.getpid():x}-{os.urandom(4).hex()}-{number:06d}" for number in count())
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._failing = False
@@ -126,7 +122,7 @@ class RequestLog:
         """Write all that is queued now, in segments; False if that failed: the rows wait for the next time."""
         while self._fill_segment():
             try:
-                self._objects.write(self._key(self._segment[0]), self._parquet())
+                self._segments.write(datetime.fromtimestamp(self._segment[0].ts, UTC), self._records())
             except Exception as error:  # noqa: BLE001 - full disk, S3, whatever: requests must go on
                 if not self._failing:
                     logger.error("request log: cannot be written, rows wait in memory: %s", error)
@@ -144,11 +140,7 @@ class RequestLog:
             self._segment.append(self._queue.popleft())
         return bool(self._segment)
 
-    def _key(self, first: LogRow) -> str:
-        at = datetime.fromtimestamp(first.ts, UTC)
-        return f"{FOLDER}/day={at:%Y-%m-%d}/{at:%Y%m%dT%H%M%S}-{next(self._names)}.parquet"
-
-    def _parquet(self) -> bytes:
+    def _records(self) -> list[tuple[Any, ...]]:
         records = []
         for number, row in enumerate(self._segment):
             if number % 100 == 0:
@@ -157,13 +149,7 @@ class RequestLog:
                 records.append(_record(row, self._salt, self._share, self._answers))
             except (ValueError, TypeError, RecursionError):  # JSON that can be read but not written: nested too deep
                 self._metrics.log_dropped.inc()
-        schema = GATEWAY_LOG.schema
-        columns = [[record[index] for record in records] for index in range(len(schema))]
-        arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
-        data: bytes = sink.getvalue().to_pybytes()
-        return data
+        return records
 
 
 def _size(row: LogRow) -> int:
