@@ -103,8 +103,10 @@ class Bed:
         return httpx.post(f"{self.gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=20)
 
     def noted(self) -> list[dict[str, Any]]:
-        files = sorted((self.folder / "prebake-store" / "near-misses").rglob("*.parquet"))
-        return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+        """All rows, in the order of their times: the names of segments of one second have none."""
+        files = (self.folder / "prebake-store" / "near-misses").rglob("*.parquet")
+        rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+        return sorted(rows, key=lambda row: row["ts"])
 
     def noted_after(self, rows: int) -> list[dict[str, Any]]:
         """What was noted, once it is so many rows."""
