@@ -47,9 +47,9 @@ def script(file: Path, requests: Sequence[Request], headers: Mapping[str, str]) 
     return file
 
 
-def load(address: str, lua: Path, seconds: float) -> Load:
-    """Run wrk for so long with two threads; raises AssertionError if it does not run."""
-    command = [*debian("wrk"), "-t2", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--timeout", "30s", "--latency"]
+def load(address: str, lua: Path, seconds: int) -> Load:
+    """Run wrk for so many whole seconds, with two threads; raises AssertionError if it does not run."""
+    command = [*debian("wrk"), "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "--latency"]
     done = subprocess.run([*command, "-s", str(lua), address], capture_output=True, text=True, check=False)
     return _read(done.stdout + done.stderr)
 

@@ -28,7 +28,7 @@ from benchmarks._wrk import Load, load, script
 from benchmarks.lookup import body
 from tests.gateway_bed import Running
 
-_ROUND_S = 3.0
+_ROUND_S = 3
 _MISSES = 1000
 
 

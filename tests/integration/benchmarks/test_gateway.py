@@ -34,7 +34,7 @@ def test_hits_misses_and_the_same_bytes_from_nginx(tmp_path: Path) -> None:
             pytest.skip("no wrk or nginx here: apt-get install wrk nginx")
         with nginx(tmp_path, ours) as theirs:
             for front in (ours, theirs):
-                found = load(front.server.url, script(tmp_path / "load.lua", front.requests, HEADERS), 0.5)
+                found = load(front.server.url, script(tmp_path / "load.lua", front.requests, HEADERS), 1)
                 assert found.failed == 0
                 assert found.per_s > 0
         assert gateway._hits(ours.server) > hits

@@ -29,7 +29,6 @@ from storage.snapshot import publish_snapshot
 from tests.gateway_bed import SETTINGS, Running, ask, write_settings
 
 COALESCING = SETTINGS + "coalesce = true\n"  # on the route that answers per tenant
-BAKED = datetime.now(UTC)
 QUESTIONS = ["Q1", "Q2", "Q3"]
 # Who asks is the proxy's to say; all else is the client's.
 CLAIMS: list[dict[str, Any]] = [
@@ -67,12 +66,13 @@ own = st.builds(lambda text, more: ask(text, "mine") | more, st.sampled_from(QUE
 class World:
     """A gateway over a store of its own, and the memory of what was asked of it since the last night."""
 
-    def __init__(self, upstream: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, upstream: str, loop: asyncio.AbstractEventLoop, baked: datetime) -> None:
         self._folder = tempfile.TemporaryDirectory()
         file = write_settings(Path(self._folder.name), COALESCING)
         options = Gateway(upstream=f"{upstream}/v1", tenant_header="x-tenant", reload_s=0.01)
         self._settings: Settings = load(file).model_copy(update={"gateway": options})
         self._loop = loop
+        self._baked = baked
         self._asked: dict[bytes, tuple[str, str]] = {}
         self._nights = 0
         app = application(self._settings)
@@ -110,13 +110,13 @@ class World:
                 completion_tokens=1,
                 model="night",
                 run_id=f"run-{self._nights}",
-                baked_at=BAKED,
-                expires_at=BAKED + timedelta(days=1),
+                baked_at=self._baked,
+                expires_at=self._baked + timedelta(days=1),
             )
             for key, (route, tenant) in sorted(self._asked.items())
         ]
         objects = open_objects(self._settings.store)
-        now = BAKED + timedelta(seconds=self._nights)
+        now = self._baked + timedelta(seconds=self._nights)
         version = publish_snapshot(objects, answers, run_id="night", keep=2, now=now).version
         self._run(self._until_served(version))
 
@@ -154,7 +154,8 @@ class TwoTenants(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.both, self.b_alone = World(self.upstream, self.loop), World(self.upstream, self.loop)
+        baked = datetime.now(UTC)  # the same in both worlds: headers tell it
+        self.both, self.b_alone = (World(self.upstream, self.loop, baked) for _ in range(2))
         self.b_was_served = 0
 
     @rule(body=bodies, headers=st.sampled_from(CONTROLS))
@@ -197,7 +198,7 @@ def test_nothing_that_one_tenant_does_can_be_seen_by_another(upstream: Running) 
 def world(upstream: Running) -> Any:
     """One world with its loop."""
     loop = asyncio.new_event_loop()
-    world = World(upstream.url, loop)
+    world = World(upstream.url, loop, datetime.now(UTC))
     yield world
     world.close()
     loop.close()
