@@ -67,6 +67,7 @@ class RequestLog:
         self._max_rows = options.log_queue
         self._max_bytes = int(options.log_queue_mb * 1e6)
         self._segment_rows = options.log_segment_rows
+        self._wake_at = min(self._segment_rows, self._max_rows // 2)
         self._share = options.log_sample
         self._answers = options.log_answers
         self._metrics = metrics
@@ -93,14 +94,16 @@ class RequestLog:
         if self._share < 1 and random() >= self._share:
             return
         size = _size(row)
-        pending = self._rows_in - self._rows_out
-        if pending >= self._max_rows or self._bytes_in - self._bytes_out + size > self._max_bytes:
+        if (
+            self._rows_in - self._rows_out >= self._max_rows
+            or self._bytes_in - self._bytes_out + size > self._max_bytes
+        ):
             self._metrics.log_dropped.inc()
             return
         self._rows_in += 1
         self._bytes_in += size
         self._queue.append(row)
-        if pending >= min(self._segment_rows, self._max_rows // 2):
+        if len(self._queue) >= self._wake_at:
             self._wake.set()
 
     def close(self) -> None:
@@ -119,8 +122,13 @@ class RequestLog:
             logger.error("request log: %d rows could not be written and are lost", self._rows_in - self._rows_out)
 
     def _flush(self) -> bool:
-        """Write all that is queued now, in segments; False if that failed: the rows wait for the next time."""
-        while self._fill_segment():
+        """Write all that is queued now, in segments; False if that failed: the rows wait for the next time.
+
+        What comes meanwhile waits too: under load there would be no end to segments of a few rows.
+        """
+        queued = len(self._segment) + len(self._queue)
+        while queued > 0:
+            self._fill_segment()
             try:
                 self._segments.write(datetime.fromtimestamp(self._segment[0].ts, UTC), self._records())
             except Exception as error:  # noqa: BLE001 - full disk, S3, whatever: requests must go on
@@ -132,13 +140,13 @@ class RequestLog:
             self._metrics.log_rows.inc(len(self._segment))
             self._rows_out += len(self._segment)
             self._bytes_out += sum(map(_size, self._segment))
+            queued -= len(self._segment)
             self._segment = []
         return True
 
-    def _fill_segment(self) -> bool:
+    def _fill_segment(self) -> None:
         while self._queue and len(self._segment) < self._segment_rows:
             self._segment.append(self._queue.popleft())
-        return bool(self._segment)
 
     def _records(self) -> list[tuple[Any, ...]]:
         records = []

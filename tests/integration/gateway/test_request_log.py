@@ -10,13 +10,18 @@ from typing import Any
 import httpx
 import orjson
 import pyarrow.parquet as pq
+import pytest
 
+from gateway.metrics import Metrics
+from gateway.request_log import LogRow, RequestLog
+from prebake.settings import Gateway, Store
 from prebake.tables import GATEWAY_LOG
 from prebake.user import hash_user
 from storage.objects import open_objects
 from storage.store import user_salt
 from tests.gateway_bed import Running, answer_to, ask, gateway_server, logged, publish, settings_of, wait_until
 
+ROW = LogRow(0.0, None, None, None, b"{}", False, "hit", None, 200, 1, 1, b"", True)
 SECRET = "joe@example.com"
 
 
@@ -147,6 +152,32 @@ def test_segments_are_no_longer_than_the_settings_say(tmp_path: Path, upstream: 
     segments = [pq.read_table(file).num_rows for file in (tmp_path / "prebake-store/gateway-log").rglob("*.parquet")]
     assert sum(segments) == 25
     assert max(segments) == 10
+
+
+def test_what_comes_while_a_segment_is_written_waits_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under load each would otherwise be a file of the few rows that came during the one before."""
+    objects = open_objects(Store(root=str(tmp_path)))
+    metrics = Metrics()
+    log = RequestLog(objects, b"salt", Gateway(log_segment_rows=100, log_flush_s=600), metrics)
+    write = objects.write
+
+    def requests_come(key: str, data: bytes) -> None:
+        for _ in range(0 if list(tmp_path.rglob("*.parquet")) else 5):
+            log.add(ROW)
+        write(key, data)
+
+    monkeypatch.setattr(objects, "write", requests_come)
+    log.start()
+    for _ in range(100):
+        log.add(ROW)
+    wait_until(lambda: metrics.registry.get_sample_value("prebake_log_rows_total") == 100)
+    for _ in range(10):
+        log.add(ROW)
+    log.close()
+    rows = [pq.read_metadata(file).num_rows for file in sorted((tmp_path / "gateway-log").rglob("*.parquet"))]
+    assert sorted(rows) == [15, 100]
 
 
 def test_rows_that_cannot_be_written_back_as_json_do_not_stop_the_others(tmp_path: Path, upstream: Running) -> None:
