@@ -255,6 +255,11 @@ class Gateway(Section):
     connect_timeout_s: float = Field(default=5, gt=0, description="Longest wait for a connection to it, in seconds.")
     timeout_s: float = Field(default=600, gt=0, description="Longest silence of the upstream, in seconds.")
     workers: int = Field(default=1, ge=1, description="Processes that share the port and the mapped snapshot.")
+    hung_s: float = Field(
+        default=60,
+        gt=0,
+        description="With several workers, one without a sign of life for this long is replaced, in s.",
+    )
     drain_s: float = Field(default=120, gt=0, description="After SIGTERM, requests in flight may last this long, in s.")
     max_body_mb: float = Field(
         default=4, gt=0, description="Longer requests go to the upstream without being looked up, in MB."

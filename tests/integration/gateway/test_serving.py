@@ -104,6 +104,26 @@ def test_workers_share_port_snapshot_and_metrics_and_a_killed_one_is_replaced(
         assert gateway.process.wait(30) == 0
 
 
+@pytest.mark.slow
+def test_a_worker_that_hangs_without_dying_is_replaced(tmp_path: Path, upstream: Running) -> None:
+    with gateway_server(tmp_path, upstream.url, workers=2, hung_s=3) as gateway:
+        wait_until(lambda: len(children(gateway)) == 2, 60)
+        hanging = children(gateway)[0]
+        os.kill(hanging, signal.SIGSTOP)
+        wait_until(lambda: hanging not in children(gateway) and len(children(gateway)) == 2, 120)
+        assert f"worker {hanging} hung and is replaced" in gateway.log.read_text()
+        assert answers(f"{gateway.url}/healthz")
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_holds_up_no_drain_for_ever(tmp_path: Path, upstream: Running) -> None:
+    with gateway_server(tmp_path, upstream.url, workers=2, hung_s=3, drain_s=1) as gateway:
+        wait_until(lambda: len(children(gateway)) == 2, 60)
+        os.kill(children(gateway)[0], signal.SIGSTOP)
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(60) == 0
+
+
 def children(gateway: Running) -> list[int]:
     """The worker processes: children that hold the listening socket's application, not multiprocessing's tracker."""
     pid = gateway.process.pid
