@@ -58,6 +58,7 @@ ARGS = {
     "logits_processors": ["benchmarks._token_meter:TokenMeter"],
 }
 TARGETS = ("worker", "engine", "core")
+_TAKEN_AGAIN = 0.0001
 _SAME = ("status", "finish_reason", "completion_tokens", "message")
 
 
@@ -126,7 +127,8 @@ class _Chaos:
         self._peace = {row["fingerprint"]: row for row in self._rows("peace")}
         ((tokens, seconds),) = read_meters(life.folder)
         said = sum(row["completion_tokens"] for row in self._peace.values())
-        if tokens != said or len(self._peace) != self._prompts:
+        # A step that is on its way when partial answers are kept is taken again, and counted twice.
+        if not said <= tokens <= said * (1 + _TAKEN_AGAIN) or len(self._peace) != self._prompts:
             raise RuntimeError(f"the undisturbed night generated {tokens} tokens for {said} in its answers")
         return tokens / seconds
 
