@@ -73,14 +73,17 @@ async def chat(request: Request) -> Response:
 
 
 async def stream(model: str) -> AsyncIterator[bytes]:
-    """Three words; ``dies`` breaks off after two of them, ``slow`` takes 2 s, ``endless`` never stops."""
+    """Three words; ``dies`` breaks off after two of them, ``slow`` takes 2 s, ``endless`` never stops.
+
+    ``stepwise`` waits after each word until the gate is opened.
+    """
     try:
         yield event(model, {"role": "assistant", "content": ""})
         for number, word in enumerate(WORDS * {"slow": 33, "endless": 10_000}.get(model, 1)):
             if model == "dies" and number == 2:
                 raise ConnectionResetError("the server dies")
             yield event(model, {"content": word})
-            await asyncio.sleep(0.02)
+            await (gate.wait() if model == "stepwise" else asyncio.sleep(0.02))
         yield event(model, {}, "stop")
         yield b"data: [DONE]\n\n"
     except asyncio.CancelledError:
