@@ -1,7 +1,8 @@
 """The engine's own process: ``python -m engine.host FD`` takes prompts from a socket and sends completions back.
 
 It leads a process group of its own, so that it and all that vLLM starts can be ended together. When the other end of
-the socket is gone, or vLLM's core dies under it, it ends the whole group at once.
+the socket is gone, or vLLM's core dies under it, it ends the whole group at once. One process alone stands outside: it
+removes the shared memory that a killed group leaves behind.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Final, NoReturn
 
@@ -20,6 +23,8 @@ from prebake.errors import EngineError, PrebakeError
 from prebake.settings import Engine as EngineSettings
 
 BEAT_S: Final = 1.0
+# How vLLM says that not this exception but one in the log is the reason.
+_SEE_LOG: Final = "root cause"
 
 
 def main() -> None:
@@ -27,6 +32,7 @@ def main() -> None:
     socket = Connection(int(sys.argv[1]))
     settings: EngineSettings = socket.recv()
     orders: queue.Queue[tuple[str, Any]] = queue.Queue()
+    _track_resources()
     threading.Thread(target=_receive, args=(socket, orders), daemon=True).start()
     try:
         engine = _open(settings)
@@ -55,7 +61,30 @@ def _open(settings: EngineSettings) -> Any:
     except Exception as error:  # noqa: BLE001 - vLLM raises anything while it loads; the log has the traceback
         traceback.print_exc()
         reason = " ".join(str(error).split()) or type(error).__name__
+        if _SEE_LOG in reason:
+            sys.stderr.flush()
+            _end_group()  # the other end reads the log of the dead
         raise EngineError(f"engine.model {settings.model!r}: vLLM cannot load it: {reason[:500]}") from None
+
+
+def _track_resources() -> None:
+    """Start Python's resource tracker outside the group, where it outlives us by the moment it needs.
+
+    All processes of the group hold the pipe that it reads. When the last has ended, however that was, it removes what
+    they had made in /dev/shm and not removed; by itself Python would start it inside the group, to be killed with it.
+    """
+    ours, theirs = os.pipe()
+    subprocess.Popen(
+        [sys.executable, "-c", f"from multiprocessing.resource_tracker import main; main({ours})"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[ours],
+        start_new_session=True,
+    )
+    os.close(ours)
+    # As multiprocessing.spawn tells a child of its parent's tracker.
+    resource_tracker._resource_tracker._fd = theirs  # type: ignore[attr-defined]
 
 
 def _receive(socket: Connection, orders: queue.Queue[tuple[str, Any]]) -> None:

@@ -24,10 +24,11 @@ _POLITE_S: Final = 2.0
 _CLOSE_S: Final = 15.0
 # Ends the group when its own standard input closes, which is when the process that holds the other end dies.
 _REAPER: Final = 'cat >/dev/null; kill -KILL -- "-$1" 2>/dev/null'
-
-
 # What PyTorch, CUDA, C++ and Python say.
 _OUT_OF_MEMORY: Final = re.compile(r"OutOfMemoryError|[Oo]ut of memory|bad_alloc|\bMemoryError")
+# The line of a traceback that says what was raised, behind what vLLM puts before lines of its log, if it does.
+_RAISED: Final = re.compile(r"^(?:\([^)]*\) ERROR [^]]*\] )?([\w.]+(?:Error|Exception)\b.*)", re.MULTILINE)
+_SEE_ABOVE: Final = "root cause"  # ... and only points at another one
 
 
 class EngineDied(Exception):
@@ -129,10 +130,11 @@ class EngineProcess:
             self._inbox.put(("gone", None))
 
     def _death(self) -> EngineDied:
-        lines = Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = Path(self._log.name).read_text(encoding="utf-8", errors="replace")
+        lines = text.splitlines()
         memory = [line for line in lines if _OUT_OF_MEMORY.search(line)]
-        said = memory or [line for line in lines if "Error" in line] or lines
-        words = said[-1].strip()[-300:] if said else "it said nothing"
+        said = memory or [line for line in _RAISED.findall(text) if _SEE_ABOVE not in line] or lines
+        words = said[-1].strip()[:300] if said else "it said nothing"
         return EngineDied(f"{words} (log: {self._log.name})", out_of_memory=bool(memory))
 
 

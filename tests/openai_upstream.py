@@ -68,22 +68,24 @@ async def chat(request: Request) -> Response:
     if model == "gated-busy":
         return refuse(429, "slow down", "rate_limit", {"retry-after": "7"})
     if body.get("stream"):
-        return StreamingResponse(stream(model), media_type="text/event-stream")
+        return StreamingResponse(stream(model, gate), media_type="text/event-stream")
     return JSONResponse(completion(model, "".join(WORDS)), headers={"x-request-id": "req_1"})
 
 
-async def stream(model: str) -> AsyncIterator[bytes]:
-    """Three words; ``dies`` breaks off after two of them, ``slow`` takes 2 s, ``endless`` never stops.
+async def stream(model: str, opened: asyncio.Event) -> AsyncIterator[bytes]:
+    """Three words; ``dies`` breaks off after two, ``held`` waits after the first of 99, ``endless`` never stops.
 
     ``stepwise`` waits after each word until the gate is opened.
     """
     try:
         yield event(model, {"role": "assistant", "content": ""})
-        for number, word in enumerate(WORDS * {"slow": 33, "endless": 10_000}.get(model, 1)):
+        for number, word in enumerate(WORDS * {"held": 33, "endless": 10_000}.get(model, 1)):
+            if model == "held" and number == 1:
+                await opened.wait()
             if model == "dies" and number == 2:
                 raise ConnectionResetError("the server dies")
             yield event(model, {"content": word})
-            await (gate.wait() if model == "stepwise" else asyncio.sleep(0.02))
+            await (gate.wait() if model == "stepwise" else asyncio.sleep(0.0 if model == "held" else 0.02))
         yield event(model, {}, "stop")
         yield b"data: [DONE]\n\n"
     except asyncio.CancelledError:
@@ -186,7 +188,7 @@ def events(data: list[dict[str, Any]], *, done: bool) -> Response:
 
 
 async def open_gate(_request: Request) -> Response:
-    """Let the gated models' requests that wait now go on."""
+    """Let the requests that wait now go on, of gated models and of the one that is held."""
     global gate
     gate.set()
     gate = asyncio.Event()

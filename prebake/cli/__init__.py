@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-# Read when Arrow is imported. Its own allocator keeps what each thread freed: a bake would grow with its plan.
-os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-
+import storage  # noqa: F401 - chooses the allocator of Arrow
 from prebake.cli.app import app
 from prebake.cli.output import complain
 from prebake.errors import PrebakeError

@@ -116,7 +116,8 @@ def test_a_night_started_from_the_command_line_completes_and_leaves_its_artifact
     environment = os.environ | {"PREFECT_API_URL": f"{site.url}/api", "PREFECT_HOME": str(site.home / "client")}
     said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
     run = site.wait_for(re.findall(r"UUID: (\S+)", said)[0], "COMPLETED")
-    assert run["name"] == f"nightly {YESTERDAY} banking"
+    due = datetime.fromisoformat(run["expected_start_time"])
+    assert run["name"] == f"nightly {due.date() - timedelta(days=1)} banking"
     assert set(site.artifacts(run["id"])) == {"night", "night-picture", "plan", "plan-decisions"}
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from engine import Completion, Engine, Partial, Status
 from engine.supervised import SupervisedEngine
-from prebake.errors import SettingsError
+from prebake.errors import EngineError, SettingsError
 from prebake.settings import Engine as EngineSettings
 from tests.processors import DEADLY_SEED, MOST_AT_ONCE
 from tests.tiny_model import MAX_MODEL_LEN, answer_all, ask, engine_settings_for
@@ -34,6 +34,19 @@ def _group(pid: int) -> dict[int, str]:
         if entry.name.isdigit() and int(fields[2]) == pid and fields[0] != "Z":
             found[int(entry.name)] = command
     return found
+
+
+def _shared_memory(pid: int) -> set[Path]:
+    """What the processes of a group have in /dev/shm."""
+    maps = "".join(Path(f"/proc/{process}/maps").read_text() for process in _group(pid))
+    return {Path(line.split(maxsplit=5)[5]) for line in maps.splitlines() if " /dev/shm/" in line}
+
+
+def _removed(files: set[Path], within_s: float = 20) -> bool:
+    deadline = time.monotonic() + within_s
+    while any(file.exists() for file in files) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(file.exists() for file in files)
 
 
 def _gone(pid: int, within_s: float = 20) -> bool:
@@ -140,17 +153,31 @@ def test_an_engine_whose_core_is_killed_is_replaced_and_nothing_is_lost(engine: 
     for n in range(40):
         engine.add(ask(n, f"question {n}", limit=300))
     (core,) = (process for process, command in _group(pid).items() if "EngineCore" in command)
+    shared = _shared_memory(pid)
     os.kill(core, signal.SIGKILL)
     done = answer_all(engine, [])
     assert len(done) == 40
     assert all(completion.status is not Status.REFUSED for completion in done.values())
     assert engine.restarts == restarts + 1
     assert _gone(pid)
+    assert shared
+    assert _removed(shared)
 
 
 def test_an_unknown_engine_argument_names_the_nearest(tiny_model: Path) -> None:
     with pytest.raises(SettingsError, match="'max_nums_seqs'; did you mean 'max_num_seqs'"):
         SupervisedEngine(engine_settings_for(tiny_model, args={"max_nums_seqs": 4}))
+
+
+def test_what_vllm_core_died_of_while_loading_is_told_and_its_log_kept(tiny_model: Path) -> None:
+    too_little = engine_settings_for(tiny_model, args={"num_gpu_blocks_override": 1})
+    with pytest.raises(
+        EngineError, match=r"ended while loading: ValueError: No available memory.* \(log: (.+)\)"
+    ) as told:
+        SupervisedEngine(too_little)
+    log = Path(str(told.value).rpartition("(log: ")[2].rstrip(")"))
+    assert "Traceback" in log.read_text()
+    log.unlink()
 
 
 _PARENT = """
@@ -164,7 +191,7 @@ sys.stdin.read()
 """
 
 
-def test_no_process_of_the_engine_outlives_a_parent_killed_with_9(engine_settings: EngineSettings) -> None:
+def test_nothing_of_the_engine_outlives_a_parent_killed_with_9(engine_settings: EngineSettings) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT, engine_settings.model_dump_json()],
         stdin=subprocess.PIPE,
@@ -175,9 +202,12 @@ def test_no_process_of_the_engine_outlives_a_parent_killed_with_9(engine_setting
     pid = int(parent.stdout.readline())
     try:
         assert any("EngineCore" in command for command in _group(pid).values())
+        shared = _shared_memory(pid)
         parent.kill()
         parent.wait()
         assert _gone(pid)
+        assert shared
+        assert _removed(shared)
     finally:
         for process in _group(pid):
             os.kill(process, signal.SIGKILL)

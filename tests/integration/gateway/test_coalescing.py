@@ -16,7 +16,7 @@ SETTINGS = """
 [[routes]]
 name = "together"
 scope = "shared"
-models = ["gated", "gated-busy", "endless", "dies", "slow"]
+models = ["gated", "gated-busy", "endless", "dies", "held"]
 coalesce = true
 
 [[routes]]

@@ -34,7 +34,7 @@ def test_sigterm_ends_what_is_in_flight_refuses_what_is_new_and_exits_0(tmp_path
         begun = threading.Event()
 
         def listen() -> None:
-            request = ask("Long story", "slow", stream=True)
+            request = ask("Long story", "held", stream=True)
             with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=request, timeout=30) as response:
                 for line in response.iter_lines():
                     received.append(line)
@@ -45,6 +45,8 @@ def test_sigterm_ends_what_is_in_flight_refuses_what_is_new_and_exits_0(tmp_path
         assert begun.wait(10)
         gateway.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not answers(f"{gateway.url}/healthz"))
+        assert "data: [DONE]" not in received
+        httpx.post(f"{upstream.url}/open")
         listener.join(20)
         assert gateway.process.wait(20) == 0
     assert "data: [DONE]" in received

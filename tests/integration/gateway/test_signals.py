@@ -63,14 +63,14 @@ def refusals(server: Running) -> list[str]:
 
 
 @contextmanager
-def long_answer(server: Running, key: str = "") -> Iterator[list[str]]:
-    """A stream of a hundred words that has begun when the block begins; all its lines when the block has ended."""
+def long_answer(server: Running, upstream: Running, key: str = "") -> Iterator[list[str]]:
+    """A stream that has begun when the block begins and goes on when it ends; all its lines afterwards."""
     received: list[str] = []
     begun = threading.Event()
 
     def listen() -> None:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        body = ask("Long story", "slow", stream=True)
+        body = ask("Long story", "held", stream=True)
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60) as got:
             for line in got.iter_lines():
                 received.append(line)
@@ -81,7 +81,9 @@ def long_answer(server: Running, key: str = "") -> Iterator[list[str]]:
     try:
         assert begun.wait(30)
         yield received
+        assert "data: [DONE]" not in received
     finally:
+        httpx.post(f"{upstream.url}/open")
         listener.join(60)
 
 
@@ -112,11 +114,10 @@ def test_sighup_changes_routes(gateway: Running, folder: Path) -> None:
     wait_until(lambda: said(gateway) == "miss")
 
 
-def test_a_request_in_flight_ends_as_it_began(gateway: Running, folder: Path) -> None:
-    with long_answer(gateway) as received:
+def test_a_request_in_flight_ends_as_it_began(gateway: Running, folder: Path, upstream: Running) -> None:
+    with long_answer(gateway, upstream) as received:
         hang_up(gateway, folder, LOCKED)
         wait_until(lambda: said(gateway) == "no_key")
-        assert "data: [DONE]" not in received
     assert is_whole(received)
 
 
@@ -159,17 +160,16 @@ def test_several_processes_reload_as_one_and_drain_as_one(tmp_path: Path, upstre
         wait_until(lambda: all(said(server) == "hit" for _ in range(20)), 120)
         hang_up(server, tmp_path, "[[routes")
         wait_until(lambda: refusals(server))
-        with long_answer(server) as first:
+        with long_answer(server, upstream) as first:
             hang_up(server, tmp_path, LOCKED)
             wait_until(lambda: all(said(server) == "no_key" for _ in range(20)), 60)
         assert is_whole(first)
         assert len(refusals(server)) == 1
         os.kill(worker_of(server), signal.SIGKILL)  # the one that comes for it knows the new settings
         wait_until(lambda: all(said(server, KEY) == "hit" and said(server) == "no_key" for _ in range(20)), 120)
-        with long_answer(server, KEY) as last:
+        with long_answer(server, upstream, KEY) as last:
             server.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: not takes_connections(server))
-            assert "data: [DONE]" not in last
+            wait_until(lambda: not takes_connections(server), 60)
         assert server.process.wait(30) == 0
         assert is_whole(last)
 
