@@ -26,6 +26,7 @@ from prebake.errors import EngineError, Interrupted, PrebakeError, SettingsError
 from prebake.progress import Progress, Silent
 from prebake.settings import Settings
 from prebake.stop import Stop
+from storage import ARROW_ALLOCATOR
 from storage.store import Store, open_store
 from tasks.bake import BakeReport, bake
 from tasks.gpus import gpus_per_engine
@@ -56,8 +57,10 @@ def ray_cluster(address: str, **options: Any) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == LOCAL:
         options = {"include_dashboard": False} | options
+    # Ray's workers have Arrow loaded before they see anything of ours.
+    workers = {"env_vars": ARROW_ALLOCATOR}
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
+        ray.init(address, runtime_env=workers, log_to_driver=False, logging_level=logging.WARNING, **options)
     except (OSError, ValueError, RuntimeError) as error:  # no connection, or no folder for a cluster of one's own
         raise SettingsError(
             f"Ray at {address!r}: cannot be used: {' '.join(str(error).split())[:300]}; give the address of a "

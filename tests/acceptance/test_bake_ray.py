@@ -40,6 +40,7 @@ def cluster(folder: str) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HOME", folder)  # Ray keeps a token there
+        environment.delenv("ARROW_DEFAULT_MEMORY_POOL", raising=False)  # a cluster elsewhere has it not from us
         with ray_cluster("local", num_cpus=2, object_store_memory=100 * 2**20, _temp_dir=folder):
             yield
 
@@ -56,6 +57,17 @@ def worker_pids(settings: Settings) -> set[int]:
     with closing(sqlite3.connect(Path(settings.store.root) / "ledger.db")) as ledger:
         owners = ledger.execute("select distinct owner from shards where status = 'leased'").fetchall()
     return {int(owner.rpartition(":")[2]) for (owner,) in owners}
+
+
+def test_workers_use_the_allocator_that_gives_memory_back(cluster: None) -> None:
+    import ray
+
+    def allocator() -> str:
+        import pyarrow
+
+        return str(pyarrow.default_memory_pool().backend_name)
+
+    assert ray.get(ray.remote(allocator).remote()) == "system"
 
 
 def test_an_actor_that_is_killed_costs_its_leases_and_no_answer(
