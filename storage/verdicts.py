@@ -1,7 +1,8 @@
 """The verdicts of people in the store: one small object ``verdicts.json`` that every gateway watches.
 
-In: fingerprints to block, unblock or approve. Out: all verdicts as they are then. Each change replaces the object only
-if nobody else has changed it meanwhile, and is tried again if somebody has: no verdict is ever lost.
+In: fingerprints to block, unblock or approve, approvals to forget. Out: all verdicts as they are then. Each change
+replaces the object only if nobody else has changed it meanwhile, and is tried again if somebody has: no verdict is
+ever lost.
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ def approve(objects: Objects, answers: Mapping[bytes, str], *, now: datetime, no
     """Approve for each fingerprint the answer of that :func:`prebake.verdicts.answer_digest`; returns all verdicts."""
     approvals = {key.hex(): Approval(answer=digest, at=now, note=note) for key, digest in answers.items()}
     return _change(objects, lambda had: {"approved": {**had.approved, **approvals}})
+
+
+def forget_approvals(objects: Objects, dead: Mapping[str, Approval]) -> Verdicts:
+    """Drop these approvals, by fingerprint as in Verdicts; one given anew meanwhile stays. Returns all verdicts."""
+    return _change(
+        objects,
+        lambda had: {"approved": {key: each for key, each in had.approved.items() if dead.get(key) != each}},
+    )
 
 
 def _change(objects: Objects, change: Callable[[Verdicts], dict[str, Any]]) -> Verdicts:

@@ -28,6 +28,7 @@ from storage.scratch import open_scratch
 from storage.snapshot import publish_snapshot
 from storage.store import Store
 from storage.verdicts import read_verdicts
+from tasks.approvals import forget_dead_approvals
 from tasks.near import write_near
 
 _BATCH: Final = 10_000
@@ -71,6 +72,7 @@ def publish(
             now=now,
             beside=lambda folder: write_near(store, settings, now, folder),
         )
+    forget_dead_approvals(store, now)
     return PublishReport(parts, rows, answers.count, manifest.version, write_catalog(store))
 
 

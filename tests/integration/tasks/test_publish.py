@@ -13,8 +13,9 @@ from prebake.errors import StorageError
 from prebake.lookup import AnswerStore
 from prebake.routes import Route
 from prebake.settings import Plan, Settings
+from prebake.verdicts import answer_digest
 from storage.store import Store
-from storage.verdicts import block, unblock
+from storage.verdicts import approve, block, read_verdicts, unblock
 from tasks.mine import mine
 from tasks.plan import plan
 from tasks.publish import PublishReport, publish, servable
@@ -63,6 +64,29 @@ def test_what_is_blocked_is_in_no_snapshot_until_it_is_unblocked(
     assert published(store, settings).answers == 0
     unblock(store.objects, [key])
     assert published(store, settings).answers == 1
+
+
+def test_an_approval_is_forgotten_when_no_snapshot_can_serve_its_answer_any_more(
+    store: Store, settings: Settings, ask: Ask, bake: Bake
+) -> None:
+    key, never = ask("How?"), bytes(16)
+    bake(planned(store, settings))
+    published(store, settings)
+    with served(store) as answers:
+        first = answer_digest(answers.get(key, NOW))
+    approve(store.objects, {key: first, never: first}, now=NOW)
+    bake(planned(store, settings, redo="answers"), text="else", baked_at=NOW + timedelta(hours=2))
+    published(store, settings, timedelta(hours=3))
+    with served(store) as answers:
+        second = answer_digest(answers.get(key, NOW))
+    # The first answer is replaced, but a rollback would serve it; what was never answered is gone.
+    assert second != first
+    assert {name: each.answer for name, each in read_verdicts(store.objects).approved.items()} == {key.hex(): first}
+    published(store, settings, timedelta(days=7, minutes=1))  # the first has expired, the second has not
+    assert not read_verdicts(store.objects).approved
+    approve(store.objects, {key: second}, now=NOW)
+    published(store, settings, timedelta(days=7, minutes=2))
+    assert read_verdicts(store.objects).approved[key.hex()].answer == second
 
 
 def test_publishing_twice_adds_nothing_twice(store: Store, settings: Settings, ask: Ask, bake: Bake) -> None:
