@@ -1,7 +1,8 @@
-"""The programs that the gateway is measured beside, installed once under ``bench-cache/``: nginx, wrk, LiteLLM's proxy.
+"""The programs that the gateway is measured beside, installed once under ``bench-cache/``.
 
 In: nothing. Out: paths of programs. nginx and wrk are taken from the machine or, without changing it, unpacked from
-Debian's packages; LiteLLM gets a virtual environment of its own, because its requirements are not ours.
+Debian's packages; LiteLLM's proxy and the servers that we did not choose get virtual environments of their own, because
+their requirements are not ours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Final
 
 CACHE: Final = Path("bench-cache")
 _PACKAGES: Final = {"nginx": ("nginx",), "wrk": ("wrk", "libluajit-5.1-2")}
-_LITELLM: Final = "litellm[proxy]"
+_LITELLM: Final = ("litellm[proxy]",)
+_SERVERS: Final = ("granian[uvloop]", "uvicorn[standard]", "starlette")
 
 
 class UnavailableError(Exception):
@@ -38,13 +40,26 @@ def debian(name: str) -> list[str]:
 @cache
 def litellm() -> str:
     """The program of LiteLLM's proxy."""
-    home = CACHE / "litellm"
-    program = home / "bin" / "litellm"
-    if not program.exists():
+    return str(_environment("litellm", _LITELLM) / "litellm")
+
+
+@cache
+def servers() -> str:
+    """The Python that has granian, uvicorn and Starlette."""
+    return str(_environment("servers", _SERVERS) / "python")
+
+
+def _environment(name: str, packages: tuple[str, ...]) -> Path:
+    """The programs of an environment that has these packages."""
+    home = (CACHE / name).absolute()
+    done = home / "installed"
+    if not done.exists():
         shutil.rmtree(home, ignore_errors=True)
-        _run(f"pip install '{_LITELLM}'", [sys.executable, "-m", "venv", str(home)])
-        _run(f"pip install '{_LITELLM}'", [str(home / "bin" / "pip"), "install", "--quiet", _LITELLM])
-    return str(program.resolve())
+        remedy = "pip install " + " ".join(f"'{package}'" for package in packages)
+        _run(remedy, [sys.executable, "-m", "venv", str(home)])
+        _run(remedy, [str(home / "bin" / "pip"), "install", "--quiet", *packages])
+        done.touch()
+    return home / "bin"
 
 
 def _unpack(packages: tuple[str, ...], root: Path) -> None:

@@ -61,7 +61,7 @@ def run(size: int = 5) -> Measured:
         before = asked(model)
         loads: dict[str, list[Load]] = {name: [] for name in fronts}
         medians = interleaved(
-            {name: _round(front, folder / f"{name}.lua", loads[name]) for name, front in fronts.items()}, size
+            {name: measure(front, folder / f"{name}.lua", loads[name]) for name, front in fronts.items()}, size
         )
         if (missed := asked(model) - before) or _hits(ours.server) < sum(load.per_s for load in loads["ours"]):
             raise AssertionError(f"not only hits were measured: {missed} requests went to the model")
@@ -83,14 +83,15 @@ def run(size: int = 5) -> Measured:
     )
 
 
-def _round(front: Front, file: Path, loads: list[Load]) -> Callable[[], float]:
+def measure(front: Front, file: Path, loads: list[Load]) -> Callable[[], float]:
+    """A round of wrk, its script in ``file``: gives requests per second, and adds all that wrk saw to ``loads``."""
     lua = script(file, front.requests, HEADERS)
 
-    def measure() -> float:
+    def round_of_it() -> float:
         loads.append(load(front.server.url, lua, _ROUND_S))
         return loads[-1].per_s
 
-    return measure
+    return round_of_it
 
 
 def _hits(server: Running) -> float:
