@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,16 @@ _SERVERS: Final = ("granian[uvloop]", "uvicorn[standard]", "starlette")
 
 class UnavailableError(Exception):
     """A program is not there and cannot be had; the message says which and how to get it."""
+
+
+def missing(*programs: Callable[[], object]) -> str:
+    """Why one of these programs cannot be had; empty where all can."""
+    try:
+        for program in programs:
+            program()
+    except UnavailableError as error:
+        return str(error)
+    return ""
 
 
 @cache

@@ -23,7 +23,7 @@ import orjson
 
 from benchmarks import Measured, interleaved
 from benchmarks._front import CHAT, HEADERS, QUESTIONS, Front, asked, gateway, litellm_proxy, nginx, upstream
-from benchmarks._rivals import UnavailableError, debian, litellm
+from benchmarks._rivals import debian, litellm, missing
 from benchmarks._wrk import Load, load, script
 from benchmarks.lookup import body
 from tests.gateway_bed import Running
@@ -34,13 +34,7 @@ _MISSES = 1000
 
 def unavailable() -> str:
     """Why it cannot run here: what is missing, and how to get it."""
-    try:
-        debian("nginx")
-        debian("wrk")
-        litellm()
-    except UnavailableError as error:
-        return str(error)
-    return ""
+    return missing(lambda: debian("nginx"), lambda: debian("wrk"), litellm)
 
 
 def run(size: int = 5) -> Measured:

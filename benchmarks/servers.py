@@ -15,7 +15,7 @@ from typing import Final
 
 from benchmarks import Measured, interleaved
 from benchmarks._front import CHATS, WORKERS, Front, ask, gateway, upstream
-from benchmarks._rivals import UnavailableError, debian, servers
+from benchmarks._rivals import debian, missing, servers
 from benchmarks._wrk import Load
 from benchmarks.gateway import measure
 from tests.gateway_bed import free_port, running
@@ -32,12 +32,7 @@ _CONTESTANTS: Final = {
 
 def unavailable() -> str:
     """Why it cannot run here: what is missing, and how to get it."""
-    try:
-        debian("wrk")
-        servers()
-    except UnavailableError as error:
-        return str(error)
-    return ""
+    return missing(lambda: debian("wrk"), servers)
 
 
 def run(size: int = 5) -> Measured:
