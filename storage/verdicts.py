@@ -1,8 +1,8 @@
 """The verdicts of people in the store: one small object ``verdicts.json`` that every gateway watches.
 
 In: fingerprints to block, unblock or approve, approvals to forget. Out: all verdicts as they are then. Each change
-replaces the object only if nobody else has changed it meanwhile, and is tried again if somebody has: no verdict is
-ever lost.
+replaces the object only if nobody else has changed it meanwhile, and is tried again if somebody has: no verdict is ever
+lost.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def test_an_approval_is_forgotten_when_no_snapshot_can_serve_its_answer_any_more
     with served(store) as answers:
         first = answer_digest(answers.get(key, NOW))
     approve(store.objects, {key: first, never: first}, now=NOW)
-    bake(planned(store, settings, redo="answers"), text="else", baked_at=NOW + timedelta(hours=2))
+    bake(planned(store, settings, redo=True), text="else", baked_at=NOW + timedelta(hours=2))
     published(store, settings, timedelta(hours=3))
     with served(store) as answers:
         second = answer_digest(answers.get(key, NOW))
