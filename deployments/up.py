@@ -20,7 +20,7 @@ import httpx
 
 from deployments.server import SCHEDULED, Prefect
 from prebake.errors import PrebakeError, SettingsError
-from prebake.settings import ENV_FILE, find_file, load
+from prebake.loading import ENV_FILE, find_file, load
 from prebake.stop import Stop, stop_on_signals
 
 ROOT: Final = Path(__file__).resolve().parent.parent

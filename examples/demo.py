@@ -27,9 +27,10 @@ from examples.replay import Asked, Tally, read_held_back, replay
 from examples.servers import gateway, online_model
 from prebake.cli.output import complain
 from prebake.errors import InputError, PrebakeError
+from prebake.loading import load
 from prebake.progress import Bars
 from prebake.request import Keyed, key_request
-from prebake.settings import Settings, load
+from prebake.settings import Settings
 from prebake.stop import Stop, stop_on_signals
 from storage.catalog import connect
 from storage.store import open_store

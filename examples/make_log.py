@@ -26,7 +26,7 @@ import zstandard
 
 from examples.corpus import HERE, OUT_OF_SCOPE, ROUTES, SYSTEM, RouteName, answers, questions
 from examples.prompts import OneOffs, Popularity, now_or_here, personal, surface
-from prebake import settings as prebake_settings
+from prebake import loading
 from prebake.request import Keyed, key_request
 from prebake.settings import Settings
 
@@ -128,7 +128,7 @@ def make_log(
         log=log,
         held_back=_write(folder / "held-back.jsonl.zst", last),
         held_back_requests=len(last),
-        ceiling_hit_rate=ceiling_hit_rate(asked, end_day, prebake_settings.load(HERE / "prebake.toml")),
+        ceiling_hit_rate=ceiling_hit_rate(asked, end_day, loading.load(HERE / "prebake.toml")),
     )
 
 

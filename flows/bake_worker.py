@@ -17,7 +17,8 @@ from prefect.states import Cancelled, Completed, Failed
 from flows.artifacts import BakeProgress
 from flows.run import logs_in_run
 from prebake.errors import Interrupted, PrebakeError
-from prebake.settings import Settings, load
+from prebake.loading import load
+from prebake.settings import Settings
 from prebake.stop import Stop, stop_on_signals
 from storage.catalog import newest_plan
 from storage.store import open_store

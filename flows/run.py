@@ -22,7 +22,8 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows.artifacts import BakeProgress, show_page, top_of_plan
 from prebake.errors import BusyError, Interrupted, PrebakeError, StorageError
-from prebake.settings import Settings, load
+from prebake.loading import load
+from prebake.settings import Settings
 from prebake.stop import Stop, stop_on_signals
 from tasks.night import NightReport
 from tasks.report import NightPage

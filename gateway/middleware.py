@@ -20,7 +20,8 @@ from gateway.metrics import Metrics
 from gateway.reload import Serving
 from gateway.upstream import TAIL_BYTES, Headers, Message, Passed, Receive, Scope, Send
 from prebake.keys import Key
-from prebake.settings import Settings, load
+from prebake.loading import load
+from prebake.settings import Settings
 from storage.objects import open_objects
 from storage.snapshot import cache_folder
 

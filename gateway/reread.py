@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prebake.errors import PrebakeError, SettingsError
-from prebake.settings import Gateway, Settings, load
+from prebake.loading import load
+from prebake.settings import Gateway, Settings
 
 # The rest of [gateway], the store and the salt are built into what runs: sockets, processes, queues, maps.
 CHANGEABLE = frozenset(

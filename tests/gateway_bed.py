@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prebake.answer import Answer
+from prebake.loading import load
 from prebake.request import Keyed, key_request
-from prebake.settings import Settings, Store, load
+from prebake.settings import Settings, Store
 from storage.objects import open_objects
 from storage.snapshot import publish_snapshot
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pyarrow as pa
 
-from prebake.settings import load
+from prebake.loading import load
 from prebake.tables import ANSWERS
 from storage.delta import DeltaTable
 from storage.objects import open_objects

@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from prebake.errors import InputError
+from prebake.loading import find_file, load
 from prebake.progress import Bars, Progress, Silent
-from prebake.settings import Settings, find_file, load
+from prebake.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Route = Annotated[list[str] | None, typer.Option("--route", "-r", help="Only this route; may be given again.")]

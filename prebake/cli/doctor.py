@@ -17,8 +17,9 @@ from rich.markup import escape
 from prebake.cli.context import Json, settings_file_of, settings_of
 from prebake.cli.output import plain, print_json, show_rows
 from prebake.errors import PrebakeError
+from prebake.loading import provenance
 from prebake.redaction import redacted
-from prebake.settings import Settings, provenance
+from prebake.settings import Settings
 
 MARKS = {"ok": "[green]  ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
 

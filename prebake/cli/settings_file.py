@@ -14,8 +14,9 @@ from pydantic_core import PydanticUndefined
 
 from prebake.errors import SettingsError
 from prebake.keys import Key
+from prebake.loading import FILE_NAME
 from prebake.routes import Route
-from prebake.settings import FILE_NAME, Settings
+from prebake.settings import Settings
 
 HEAD = """\
 # prebake's settings. What stands behind a # is the default; take the # away to change it.

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from prebake.settings import load
+from prebake.loading import load
 from storage.store import Store, open_store
 from storage.workers import Worker
 from tests.conftest import free_port

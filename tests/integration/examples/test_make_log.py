@@ -12,7 +12,7 @@ import zstandard
 
 from examples.corpus import HERE
 from examples.make_log import END_DAY, make_log
-from prebake import settings
+from prebake import loading
 from prebake.progress import Silent
 from prebake.request import Keyed, key_request, user_turns
 from prebake.stop import Stop
@@ -58,7 +58,7 @@ def test_ingest_reads_every_row_with_the_examples_settings(tmp_path, monkeypatch
     monkeypatch.setenv("PREBAKE_STORE__ROOT", str(tmp_path / "store"))
     summary = make_log(tmp_path / "log", days=3, requests=600)
     files = [str(file) for file in (*summary.log, summary.held_back)]
-    effective = settings.load(HERE / "prebake.toml")
+    effective = loading.load(HERE / "prebake.toml")
     with open_store(effective) as store:
         report = ingest(store, effective, files, progress=Silent(), stop=Stop())
         log = store.query_log.scan().to_table().to_pylist()
@@ -72,7 +72,7 @@ def test_ingest_reads_every_row_with_the_examples_settings(tmp_path, monkeypatch
 
 
 def test_the_ceiling_is_the_share_of_the_last_day_that_the_window_has_seen(log, asked):
-    effective = settings.load(HERE / "prebake.toml")
+    effective = loading.load(HERE / "prebake.toml")
     first = END_DAY - timedelta(days=effective.mine.window_days)
     seen, last = set(), []
     for row in asked:
@@ -89,7 +89,7 @@ def test_the_ceiling_is_the_share_of_the_last_day_that_the_window_has_seen(log, 
 
 
 def test_it_carries_what_real_logs_carry(asked):
-    routes = settings.load(HERE / "prebake.toml").route_table
+    routes = loading.load(HERE / "prebake.toml").route_table
     outcomes = Counter(
         key.route.name if isinstance(key, Keyed) else key
         for key in (key_request(row["body"], routes, row["tenant"]) for row in asked)

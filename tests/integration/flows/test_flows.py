@@ -21,9 +21,10 @@ from flows.backfill import backfill
 from flows.nightly import nightly
 from flows.run import run, run_step
 from prebake.errors import InputError, StorageError
+from prebake.loading import load
 from prebake.progress import Progress
 from prebake.pulse import Pulse
-from prebake.settings import Settings, load
+from prebake.settings import Settings
 from prebake.stop import Stop
 from storage.store import open_store
 

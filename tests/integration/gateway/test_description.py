@@ -24,8 +24,8 @@ from gateway.app import Gateway
 from gateway.chat import Reason
 from gateway.doors import Refused
 from gateway.reload import NoStore
+from prebake.loading import load
 from prebake.request import Bypass
-from prebake.settings import load
 from prebake.verdicts import Withheld
 from tests.gateway_bed import ROOT, SETTINGS, Running, ask, gateway_server, write_settings
 from tests.page_bed import ADMIN_KEY, CLIENT_KEY, KEYS, path_of, store_answers

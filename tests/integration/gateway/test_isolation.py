@@ -22,8 +22,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from gateway.app import application
 from prebake.answer import Answer
+from prebake.loading import load
 from prebake.request import Keyed, key_request
-from prebake.settings import Gateway, Settings, load
+from prebake.settings import Gateway, Settings
 from storage.objects import open_objects
 from storage.snapshot import publish_snapshot
 from tests.gateway_bed import SETTINGS, Running, ask, write_settings

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from prebake.settings import load
+from prebake.loading import load
 from tests.gateway_bed import ROOT, SETTINGS, Running, answer_to, ask, gateway_server, logged, publish, wait_until
 
 UPSTREAM_KEY = "sk-upstream-7f3c9a1e5b"

@@ -16,9 +16,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from gateway.middleware import Prebake
+from prebake.loading import load
 from prebake.lookup import AnswerStore
 from prebake.request import Bypass
-from prebake.settings import load
 from tests.gateway_bed import SETTINGS, answer_to, ask, logged, publish, settings_of, wait_until, write_settings
 from tests.openai_upstream import completion
 

@@ -13,9 +13,10 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
+from prebake.loading import load
 from prebake.manifest import NEAR, Threshold
 from prebake.near import Embedding, group_of, question_of
-from prebake.settings import Settings, load
+from prebake.settings import Settings
 from storage.catalog import connect
 from storage.near_index import Question, build_near_index
 from storage.objects import open_objects

@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import orjson
 
+from prebake.loading import load
 from prebake.lookup import AnswerStore
 from prebake.progress import Silent
-from prebake.settings import Settings, load
+from prebake.settings import Settings
 from prebake.stop import Stop
 from storage.objects import open_objects
 from storage.store import Store, open_store

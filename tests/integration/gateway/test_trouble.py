@@ -18,7 +18,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from gateway.app import Gateway
-from prebake.settings import Settings, load
+from prebake.loading import load
+from prebake.settings import Settings
 from tests.gateway_bed import (
     Running,
     answer_to,

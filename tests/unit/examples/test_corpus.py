@@ -4,7 +4,7 @@ import pytest
 
 from examples.corpus import HERE, OUT_OF_SCOPE, ROUTES, SYSTEM, answers, questions
 from examples.make_log import MODELS, TENANTS
-from prebake import settings
+from prebake import loading
 from prebake.request import Keyed, key_request
 
 
@@ -34,7 +34,7 @@ def test_out_of_scope_requests_are_told_so():
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_settings_send_each_tenants_requests_to_its_route(route):
-    routes = settings.load(HERE / "prebake.toml").route_table
+    routes = loading.load(HERE / "prebake.toml").route_table
     for tenant in TENANTS[route]:
         for model in MODELS:
             body = {
@@ -48,7 +48,7 @@ def test_the_settings_send_each_tenants_requests_to_its_route(route):
 
 
 def test_bank_customers_share_answers_and_the_assistants_tenants_do_not():
-    routes = settings.load(HERE / "prebake.toml").route_table
+    routes = loading.load(HERE / "prebake.toml").route_table
     keys = {
         route: {
             key_request(

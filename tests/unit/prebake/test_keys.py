@@ -9,7 +9,7 @@ import pytest
 
 from prebake.errors import SettingsError
 from prebake.keys import Key, Keyring, new_key
-from prebake.settings import load, provenance
+from prebake.loading import load, provenance
 
 
 def block(name: str, secret: str, more: str = "") -> str:

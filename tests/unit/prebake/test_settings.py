@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from prebake.errors import SettingsError
-from prebake.settings import Settings, find_file, load, provenance
+from prebake.loading import find_file, load, provenance
+from prebake.settings import Settings
 
 
 @pytest.fixture
