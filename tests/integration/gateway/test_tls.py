@@ -96,7 +96,7 @@ def proxy(folder: Path, gateway: Running, *, tenant: str = "") -> Iterator[Proxy
         "/etc/ssl/llm.pem": str(certificate),
         "/etc/ssl/llm.key": str(key),
         "http://127.0.0.1:8300": gateway.url,
-        'X-Tenant ""': f'X-TenantX "{tenant}"',
+        'X-Tenant ""': f'X-Tenant "{tenant}"',
     }
     server = documented()
     for place, value in places.items():
