@@ -23,6 +23,7 @@ FORMAT: Final = 1
 _HEADER: Final = Struct("<BxHIIqq")
 _HEADER_BYTES: Final = _HEADER.size
 _unpack_header: Final = _HEADER.unpack_from
+_new: Final = tuple.__new__
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -70,7 +71,7 @@ class Answer(_Fields):
         names = _Names(finish_reason, model, run_id, route)
         baked_us, expires_us = ((time - _EPOCH) // _MICROSECOND for time in (baked_at, expires_at))
         fields = (fingerprint, message_json, names, prompt_tokens, completion_tokens, baked_us, expires_us)
-        return tuple.__new__(cls, fields)
+        return _new(cls, fields)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -129,7 +130,7 @@ class Answer(_Fields):
                 names = _names(value[_HEADER_BYTES:message_start])
                 message = value[message_start:]
                 fields = (fingerprint, message, names, prompt_tokens, completion_tokens, baked_us, expires_us)
-                return tuple.__new__(cls, fields)
+                return _new(cls, fields)
         except (StructError, TypeError, ValueError):
             version = FORMAT
         raise SnapshotError(f"answer {fingerprint.hex()}: {_what_is_wrong(version)}")

@@ -155,12 +155,12 @@ def key_request(body: Any, routes: Routes, tenant: str | None = None, namespace:
     partition of its scope (:func:`is_namespace`). Never raises.
     """
     try:
-        text = _only_text(body)
-        if text is None:
+        split = _split(body, routes, tenant, namespace)
+        if split is None:
             route, scope, asked = _canonical(body, routes, tenant, namespace)
             digest = sha256(_json(asked)).digest()
         else:
-            route, scope, fold, copy, tail, _, _, _ = _template(body, routes, tenant, namespace)
+            text, (route, scope, fold, copy, tail, _, _, _) = split
             hashed = copy()
             hashed.update(orjson.dumps(fold_text(text) if fold else text) + tail)
             digest = hashed.digest()
@@ -173,14 +173,14 @@ def key_request(body: Any, routes: Routes, tenant: str | None = None, namespace:
 
 def read_request(body: Any, routes: Routes, tenant: str | None = None, namespace: str = "") -> Asked | Bypass:
     """What :func:`key_request` finds, and what the night and its readers need beside it, in one pass. Never raises."""
-    text = _only_text(body)
-    if text is None:
-        keyed = key_request(body, routes, tenant, namespace)
-        if isinstance(keyed, Bypass):
-            return keyed
-        return Asked(*keyed, model_request(body, routes), user_turns(body), last_user_text(body))
     try:
-        route, scope, fold, copy, tail, asked_head, asked_tail, turns = _template(body, routes, tenant, namespace)
+        split = _split(body, routes, tenant, namespace)
+        if split is None:
+            keyed = key_request(body, routes, tenant, namespace)
+            if isinstance(keyed, Bypass):
+                return keyed
+            return Asked(*keyed, model_request(body, routes), user_turns(body), last_user_text(body))
+        text, (route, scope, fold, copy, tail, asked_head, asked_tail, turns) = split
         written = orjson.dumps(text)
         hashed = copy()
         hashed.update((orjson.dumps(fold_text(text)) if fold else written) + tail)
@@ -244,23 +244,28 @@ def last_user_text(body: Mapping[str, Any]) -> str:
     return ""
 
 
-def _only_text(body: Any) -> str | None:
-    """The user's text where there is but one short exchange: a user message, perhaps one message before it."""
+def _split(body: Any, routes: Routes, tenant: str | None, namespace: str) -> tuple[str, _Template] | None:
+    """The user's text and what is around it, where there is but one short exchange: a message, perhaps one before it.
+
+    Model, parameters and system prompt come back in request after request: their part is worked out once.
+    """
     try:
         messages = body["messages"]
         last = messages[-1]
         text = last["content"]
-        if type(text) is str and last["role"] == "user" and len(last) == 2 and len(messages) <= 2:
-            return text if type(messages) is list and type(last) is type(body) is dict else None
+        if not (
+            type(text) is str
+            and last["role"] == "user"
+            and len(last) == 2
+            and len(messages) <= 2
+            and type(messages) is list
+            and type(last) is type(body) is dict
+        ):
+            return None
     except (LookupError, TypeError):  # not such an exchange; whether it is a request at all, others find out
-        pass
-    return None
-
-
-def _template(body: dict[str, Any], routes: Routes, tenant: str | None, namespace: str) -> _Template:
-    """Model, parameters and system prompt come back in request after request: their part is worked out once."""
-    given = orjson.dumps((tenant, namespace, {**body, "messages": body["messages"][:-1]}))
-    return routes.templates.get(given) or _remembered(given, body, routes, tenant, namespace)
+        return None
+    given = orjson.dumps((tenant, namespace, {**body, "messages": messages[:-1]}))
+    return text, routes.templates.get(given) or _remembered(given, body, routes, tenant, namespace)
 
 
 def _remembered(given: bytes, body: dict[str, Any], routes: Routes, tenant: str | None, namespace: str) -> _Template:
