@@ -20,13 +20,14 @@ from benchmarks._wrk import Load
 from benchmarks.gateway import measure
 from tests.gateway_bed import free_port, running
 
-_UVICORN: Final = ["uvicorn", "--workers", str(WORKERS), "--no-access-log", "--log-level", "error"]
-_GRANIAN: Final = ["granian", "--workers", str(WORKERS), "--no-ws", "--log-level", "error"]
+_EACH: Final = ["--workers", str(WORKERS), "--loop", "uvloop", "--log-level", "error"]
+_UVICORN: Final = ["uvicorn", *_EACH, "--http", "httptools", "--no-access-log"]
+_GRANIAN: Final = ["granian", *_EACH, "--no-ws"]
 _CONTESTANTS: Final = {
-    "uvicorn": [*_UVICORN, "--loop", "uvloop", "--http", "httptools", "benchmarks._ready:asgi"],
-    "starlette": [*_UVICORN, "--loop", "uvloop", "--http", "httptools", "--factory", "benchmarks._ready:starlette"],
-    "granian_asgi": [*_GRANIAN, "--loop", "uvloop", "--interface", "asginl", "benchmarks._ready:asgi"],
-    "granian_rsgi": [*_GRANIAN, "--loop", "uvloop", "--interface", "rsgi", "benchmarks._ready:rsgi"],
+    "uvicorn": [*_UVICORN, "benchmarks._ready:asgi"],
+    "starlette": [*_UVICORN, "--factory", "benchmarks._ready:starlette"],
+    "granian_asgi": [*_GRANIAN, "--interface", "asginl", "benchmarks._ready:asgi"],
+    "granian_rsgi": [*_GRANIAN, "--interface", "rsgi", "benchmarks._ready:rsgi"],
 }
 
 

@@ -19,12 +19,11 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Final, NoReturn
 
+from engine.process import SEE_LOG
 from prebake.errors import EngineError, PrebakeError
 from prebake.settings import Engine as EngineSettings
 
 BEAT_S: Final = 1.0
-# How vLLM says that not this exception but one in the log is the reason.
-_SEE_LOG: Final = "root cause"
 
 
 def main() -> None:
@@ -61,7 +60,7 @@ def _open(settings: EngineSettings) -> Any:
     except Exception as error:  # noqa: BLE001 - vLLM raises anything while it loads; the log has the traceback
         traceback.print_exc()
         reason = " ".join(str(error).split()) or type(error).__name__
-        if _SEE_LOG in reason:
+        if SEE_LOG in reason:
             sys.stderr.flush()
             _end_group()  # the other end reads the log of the dead
         raise EngineError(f"engine.model {settings.model!r}: vLLM cannot load it: {reason[:500]}") from None

@@ -28,7 +28,7 @@ _REAPER: Final = 'cat >/dev/null; kill -KILL -- "-$1" 2>/dev/null'
 _OUT_OF_MEMORY: Final = re.compile(r"OutOfMemoryError|[Oo]ut of memory|bad_alloc|\bMemoryError")
 # The line of a traceback that says what was raised, behind what vLLM puts before lines of its log, if it does.
 _RAISED: Final = re.compile(r"^(?:\([^)]*\) ERROR [^]]*\] )?([\w.]+(?:Error|Exception)\b.*)", re.MULTILINE)
-_SEE_ABOVE: Final = "root cause"  # ... and only points at another one
+SEE_LOG: Final = "root cause"  # how vLLM says that not this exception but one before it in the log is the reason
 
 
 class EngineDied(Exception):
@@ -133,7 +133,7 @@ class EngineProcess:
         text = Path(self._log.name).read_text(encoding="utf-8", errors="replace")
         lines = text.splitlines()
         memory = [line for line in lines if _OUT_OF_MEMORY.search(line)]
-        said = memory or [line for line in _RAISED.findall(text) if _SEE_ABOVE not in line] or lines
+        said = memory or [line for line in _RAISED.findall(text) if SEE_LOG not in line] or lines
         words = said[-1].strip()[:300] if said else "it said nothing"
         return EngineDied(f"{words} (log: {self._log.name})", out_of_memory=bool(memory))
 

@@ -21,14 +21,14 @@ from storage.verdicts import forget_approvals, read_verdicts
 logger = logging.getLogger(__name__)
 
 
-def forget_dead_approvals(store: Store, now: datetime) -> int:
-    """Drop the approvals of answers that nobody can be given at ``now`` (UTC) or later; returns how many they were.
+def forget_dead_approvals(store: Store, now: datetime) -> None:
+    """Drop the approvals of answers that nobody can be given at ``now`` (UTC) or later.
 
     What people approve at the same time stays. Raises StorageError if the verdicts cannot be read or written.
     """
     approved = read_verdicts(store.objects).approved
     if not approved:
-        return 0
+        return
     given = pa.table(
         {
             "fingerprint": pa.array(map(bytes.fromhex, approved), FINGERPRINT),
@@ -46,8 +46,6 @@ def forget_dead_approvals(store: Store, now: datetime) -> int:
             forget_approvals(store.objects, dead)
         except ConflictError as error:  # they do no harm: the next night drops them
             logger.warning("%s; %d dead approvals stay until the next publish", error, len(dead))
-            return 0
-    return len(dead)
 
 
 # As prebake.verdicts.answer_digest has it.

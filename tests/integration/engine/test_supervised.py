@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,18 +43,19 @@ def _shared_memory(pid: int) -> set[Path]:
     return {Path(line.split(maxsplit=5)[5]) for line in maps.splitlines() if " /dev/shm/" in line}
 
 
-def _removed(files: set[Path], within_s: float = 20) -> bool:
-    deadline = time.monotonic() + within_s
-    while any(file.exists() for file in files) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(file.exists() for file in files)
+def _gone(pid: int) -> bool:
+    return _over(lambda: bool(_group(pid)))
 
 
-def _gone(pid: int, within_s: float = 20) -> bool:
+def _removed(files: set[Path]) -> bool:
+    return _over(lambda: any(file.exists() for file in files))
+
+
+def _over(lasts: Callable[[], bool], within_s: float = 20) -> bool:
     deadline = time.monotonic() + within_s
-    while _group(pid) and time.monotonic() < deadline:
+    while lasts() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not _group(pid)
+    return not lasts()
 
 
 def test_each_prompt_comes_back_once_and_a_bad_one_harms_nobody(engine: Engine) -> None:
