@@ -21,7 +21,7 @@ from benchmarks._plan import bake_plan, limits, messages, plan_row, prompt_of, u
 from engine import Engine, open_engine
 from prebake.settings import Engine as EngineSettings
 
-ROUNDS = 3
+ROUNDS = 7
 CHUNK = 512
 # Without a prefix cache: it would make whoever runs second the faster one.
 ARGS = {
