@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from shutil import copyfile
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -30,8 +29,8 @@ import zstandard
 from benchmarks import Measured, interleaved
 from examples import corpus
 from prebake.answer import Answer
+from prebake.answer_file import record_of
 from prebake.lookup import AnswerStore
-from prebake.manifest import DATA
 from prebake.request import Keyed, key_request
 from prebake.routes import Route, Routes
 from prebake.settings import Store
@@ -106,7 +105,7 @@ def run(size: int = 1_000_000) -> Measured:
         )
         with (
             AnswerStore.open(root / "snapshots") as store,
-            _open_copy(store, Path(folder, "copy.mdb")) as raw,
+            _fill_lmdb(Path(folder, "answers.mdb"), table) as raw,
             _fill_duckdb(Path(folder, "answers.duckdb"), table) as connection,
         ):
             chosen = random.Random(1).sample(range(size), min(size, _ROUNDS * _PER_ROUND))
@@ -144,9 +143,15 @@ def _answers(table: pa.Table) -> Iterator[list[Answer]]:
         yield [answer(number, key) for key, number in zip(*map(pa.Array.to_pylist, batch.columns), strict=True)]
 
 
-def _open_copy(store: AnswerStore, file: Path) -> lmdb.Environment:
-    """The same data without us; a copy, because LMDB maps a file only once in a process."""
-    copyfile(store.folder / DATA, file)
+def _fill_lmdb(file: Path, table: pa.Table) -> lmdb.Environment:
+    """The same records, packed as densely as LMDB can."""
+    loose = file.with_suffix(".loose")
+    with lmdb.open(str(loose), subdir=False, lock=False, sync=False, map_size=2**40) as environment:
+        with environment.begin(write=True) as transaction:
+            for batch in _answers(table):
+                for row in batch:
+                    transaction.put(row.fingerprint, record_of(row), append=True)
+        environment.copy(str(file), compact=True)
     return lmdb.open(str(file), subdir=False, readonly=True, lock=False, map_size=file.stat().st_size)
 
 

@@ -1,34 +1,24 @@
-"""One baked answer, and the bytes it is stored as in a serving snapshot.
+"""One baked answer, as a lookup gives it.
 
-The bytes are a fixed header (token counts, times), the names (few distinct values, so that parsing them is
-remembered) and the assistant message as JSON, ready to be put into a response without parsing it.
+In: its parts. Out: what a response needs, the message as JSON ready for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from struct import Struct
-from struct import error as StructError
 from typing import Any, Final, NamedTuple, Self
 
 import orjson
 
-from prebake.errors import SnapshotError
-
-FORMAT: Final = 1
-
-# format, unused, bytes of the names, prompt tokens, completion tokens, baked at, expires at (µs since 1970 UTC)
-_HEADER: Final = Struct("<BxHIIqq")
-_HEADER_BYTES: Final = _HEADER.size
-_unpack_header: Final = _HEADER.unpack_from
 _new: Final = tuple.__new__
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
-class _Names(NamedTuple):
+class Names(NamedTuple):
+    """What few answers differ in."""
+
     finish_reason: str
     model: str
     run_id: str
@@ -38,7 +28,7 @@ class _Names(NamedTuple):
 class _Fields(NamedTuple):
     fingerprint: bytes
     message_json: bytes
-    names: _Names
+    names: Names
     prompt_tokens: int
     completion_tokens: int
     baked_us: int
@@ -68,8 +58,8 @@ class Answer(_Fields):
         expires_at: datetime,
     ) -> Self:
         """Times must be aware; they are kept in UTC."""
-        names = _Names(finish_reason, model, run_id, route)
-        baked_us, expires_us = ((time - _EPOCH) // _MICROSECOND for time in (baked_at, expires_at))
+        names = Names(finish_reason, model, run_id, route)
+        baked_us, expires_us = microseconds(baked_at), microseconds(expires_at)
         fields = (fingerprint, message_json, names, prompt_tokens, completion_tokens, baked_us, expires_us)
         return _new(cls, fields)
 
@@ -109,42 +99,10 @@ class Answer(_Fields):
         """Until when it is good, UTC."""
         return _EPOCH + timedelta(microseconds=self.expires_us)
 
-    def encode(self) -> bytes:
-        """The stored value. Raises SnapshotError for counts or names that no answer can have."""
-        if not self.run_id.isprintable():  # it stands in a response header
-            raise SnapshotError(f"answer {self.fingerprint.hex()}: the run's name {self.run_id!r} is not printable")
-        names = orjson.dumps(tuple(self.names))
-        try:
-            header = _HEADER.pack(FORMAT, len(names), *self[3:])
-        except StructError as error:
-            raise SnapshotError(f"answer {self.fingerprint.hex()}: cannot be stored: {error}") from None
-        return b"".join((header, names, self.message_json))
 
-    @classmethod
-    def decode(cls, fingerprint: bytes, value: bytes) -> Self:
-        """The answer that was stored. Raises SnapshotError for a damaged value or another format."""
-        try:
-            version, length, prompt_tokens, completion_tokens, baked_us, expires_us = _unpack_header(value)
-            message_start = _HEADER_BYTES + length
-            if version == FORMAT and message_start < len(value):
-                names = _names(value[_HEADER_BYTES:message_start])
-                message = value[message_start:]
-                fields = (fingerprint, message, names, prompt_tokens, completion_tokens, baked_us, expires_us)
-                return _new(cls, fields)
-        except (StructError, TypeError, ValueError):
-            version = FORMAT
-        raise SnapshotError(f"answer {fingerprint.hex()}: {_what_is_wrong(version)}")
-
-
-@lru_cache(maxsize=4096)
-def _names(names: bytes) -> _Names:
-    return _Names(*orjson.loads(names))
-
-
-def _what_is_wrong(version: int) -> str:
-    if version != FORMAT:
-        return f"stored in format {version}, this prebake reads format {FORMAT}; upgrade prebake or publish again"
-    return "its bytes are damaged; publish again or go back with `prebake rollback`"
+def microseconds(time: datetime) -> int:
+    """Since 1970, UTC; ``time`` must be aware."""
+    return (time - _EPOCH) // _MICROSECOND
 
 
 def says_something(message: Mapping[str, Any]) -> bool:

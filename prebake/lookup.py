@@ -8,27 +8,22 @@ pays only for its own heap; nothing is ever written. Any number of threads may s
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from hashlib import file_digest
 from pathlib import Path
-from time import time
+from time import time_ns
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self
-from weakref import WeakValueDictionary
 
-import lmdb
-
-from prebake.answer import Answer
+from prebake.answer import Answer, microseconds
+from prebake.answer_file import EVER, REMEDY, AnswerFile
 from prebake.errors import SnapshotError
 from prebake.manifest import DATA, MANIFEST, POINTER, SNAPSHOTS, File, Manifest, read_manifest, read_pointer
 from prebake.request import Bypass, Keyed, key_request
 from prebake.routes import Routes
 from prebake.verdicts import NO_VERDICTS, Verdicts, Withheld
 
-_REMEDY: Final = "publish again or go back with `prebake rollback`"
-_decode: Final = Answer.decode
 _new: Final = tuple.__new__
 
 
@@ -50,11 +45,11 @@ class Lookup(NamedTuple):
 class AnswerStore:
     """One open snapshot. Use it with ``with``, or close it."""
 
-    def __init__(self, folder: Path, manifest: Manifest, environment: lmdb.Environment) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, answers: AnswerFile) -> None:
         """Take over what :meth:`open` has opened and checked."""
         self.folder = folder
         self.manifest = manifest
-        self._reader: _Reader | _Closed = _Reader(environment)
+        self._find: Callable[[bytes, int], Answer | None] = answers.get
 
     @classmethod
     def open(cls, address: str | os.PathLike[str], *, verify: bool = False, cache_dir: str = "") -> AnswerStore:
@@ -77,10 +72,10 @@ class AnswerStore:
         check_size(data, manifest)
         if verify:
             check_digest(data, manifest)
-        environment = _map(data)
-        if (found := environment.stat()["entries"]) != manifest.answers:
-            raise SnapshotError(f"{data}: has {found} answers, its manifest says {manifest.answers}; {_REMEDY}")
-        return cls(folder, manifest, environment)
+        answers = AnswerFile(data)
+        if len(answers) != manifest.answers:
+            raise SnapshotError(f"{data}: has {len(answers)} answers, its manifest says {manifest.answers}; {REMEDY}")
+        return cls(folder, manifest, answers)
 
     @property
     def version(self) -> str:
@@ -92,19 +87,12 @@ class AnswerStore:
 
         Raises SnapshotError if its bytes are damaged or the store was closed.
         """
-        try:
-            value = self._reader.get(fingerprint)
-        except lmdb.Error as error:
-            raise self._unreadable(error) from error
-        if value is None:
-            return None
-        answer = _decode(fingerprint, value)
-        return answer if (time() if now is None else now.timestamp()) * 1e6 < answer.expires_us else None
+        return self._find(fingerprint, time_ns() // 1000 if now is None else microseconds(now))
 
     def get_many(self, fingerprints: Sequence[bytes], now: datetime | None = None) -> list[Answer | None]:
         """What :meth:`get` gives for each, in their order: one moment for all, each key read once, page after page."""
-        now = now or datetime.now(UTC)
-        found = {fingerprint: self.get(fingerprint, now) for fingerprint in sorted(set(fingerprints))}
+        now_us = microseconds(now or datetime.now(UTC))
+        found = {fingerprint: self._find(fingerprint, now_us) for fingerprint in sorted(set(fingerprints))}
         return [found[fingerprint] for fingerprint in fingerprints]
 
     def lookup(
@@ -124,19 +112,15 @@ class AnswerStore:
         key = key_request(body, routes, tenant, namespace)
         if type(key) is not Keyed:
             return _new(Lookup, (None, key, None))
-        route, _, fingerprint = key
-        answer = self.get(fingerprint, now)
-        if verdicts is NO_VERDICTS and not route.approval:  # nothing to ask, in a twentieth of the time
+        answer = self._find(key.fingerprint, time_ns() // 1000 if now is None else microseconds(now))
+        if verdicts is NO_VERDICTS and not key.route.approval:  # nothing to ask, in a twentieth of the time
             return _new(Lookup, (answer, key, None))
-        withheld = verdicts.withhold(route, fingerprint, answer)
+        withheld = verdicts.withhold(key.route, key.fingerprint, answer)
         return _new(Lookup, (answer if withheld is None else None, key, withheld))
 
     def __contains__(self, fingerprint: bytes) -> bool:
         """Whether there is an answer with that key, expired or not."""
-        try:
-            return self._reader.get(fingerprint) is not None
-        except lmdb.Error as error:
-            raise self._unreadable(error) from error
+        return self._find(fingerprint, EVER) is not None
 
     def __len__(self) -> int:
         """Answers in the snapshot, expired ones included."""
@@ -144,7 +128,7 @@ class AnswerStore:
 
     def close(self) -> None:
         """Let go of the snapshot; it is unmapped when the last AnswerStore of this process lets go of it."""
-        self._reader = _Closed(self.folder)
+        self._find = self._refuse
 
     def __enter__(self) -> Self:
         """Return the store itself."""
@@ -156,45 +140,8 @@ class AnswerStore:
         """Close."""
         self.close()
 
-    def _unreadable(self, error: lmdb.Error) -> SnapshotError:
-        return SnapshotError(f"{self.folder / DATA}: cannot be read: {error}; {_REMEDY}")
-
-
-class _Reader(threading.local):
-    """One read transaction per thread, held open: the data never changes, and opening one costs as much as a get."""
-
-    def __init__(self, environment: lmdb.Environment) -> None:
-        self.get: Callable[[bytes], bytes | None] = environment.begin().get
-
-
-class _Closed:
-    """What a closed store reads with."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def get(self, _fingerprint: bytes) -> bytes | None:
-        raise SnapshotError(f"{self._folder}: the snapshot was closed; open it again")
-
-
-# LMDB refuses to map one file twice in a process, so that stores of the same snapshot share the mapping.
-_mapped: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
-_mapping = threading.Lock()
-
-
-def _map(data: Path) -> lmdb.Environment:
-    try:
-        with _mapping:
-            file = data.stat()
-            environment = _mapped.get((file.st_dev, file.st_ino))
-            if environment is None:
-                environment = lmdb.open(str(data), subdir=False, readonly=True, lock=False, map_size=file.st_size)
-                _mapped[file.st_dev, file.st_ino] = environment
-            return environment
-    except lmdb.Error as error:
-        raise SnapshotError(f"{data}: not a snapshot's data ({error}); {_REMEDY}") from error
-    except OSError as error:
-        raise SnapshotError(f"{data}: cannot be read: {error.strerror}; {_REMEDY}") from error
+    def _refuse(self, _fingerprint: bytes, _now_us: int) -> Answer | None:
+        raise SnapshotError(f"{self.folder}: the snapshot was closed; open it again")
 
 
 def check_size(data: Path, manifest: Manifest | File) -> None:
@@ -202,9 +149,9 @@ def check_size(data: Path, manifest: Manifest | File) -> None:
     try:
         size = data.stat().st_size
     except OSError as error:
-        raise SnapshotError(f"{data}: cannot be read: {error.strerror}; {_REMEDY}") from error
+        raise SnapshotError(f"{data}: cannot be read: {error.strerror}; {REMEDY}") from error
     if size != manifest.bytes:
-        raise SnapshotError(f"{data}: {size} bytes long, its manifest says {manifest.bytes}; {_REMEDY}")
+        raise SnapshotError(f"{data}: {size} bytes long, its manifest says {manifest.bytes}; {REMEDY}")
 
 
 def check_digest(data: Path, manifest: Manifest | File) -> None:
@@ -213,9 +160,9 @@ def check_digest(data: Path, manifest: Manifest | File) -> None:
         with data.open("rb") as file:
             found = file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise SnapshotError(f"{data}: cannot be read: {error.strerror}; {_REMEDY}") from error
+        raise SnapshotError(f"{data}: cannot be read: {error.strerror}; {REMEDY}") from error
     if found != manifest.sha256:
-        raise SnapshotError(f"{data}: damaged: its SHA-256 is not the manifest's {manifest.sha256}; {_REMEDY}")
+        raise SnapshotError(f"{data}: damaged: its SHA-256 is not the manifest's {manifest.sha256}; {REMEDY}")
 
 
 def _current(path: Path) -> Path:
@@ -235,4 +182,4 @@ def _read(file: Path) -> bytes:
             f"{file}: no such file; is this a snapshots folder? Publish one with `prebake publish`"
         ) from None
     except OSError as error:
-        raise SnapshotError(f"{file}: cannot be read: {error.strerror}; {_REMEDY}") from error
+        raise SnapshotError(f"{file}: cannot be read: {error.strerror}; {REMEDY}") from error

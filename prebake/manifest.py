@@ -1,6 +1,6 @@
 """What a serving snapshot holds, written beside its data: how a reader knows that it has all of it, undamaged.
 
-A snapshot is a folder ``<version>/`` with ``data.mdb`` (LMDB, fingerprint to answer) and ``manifest.json``.
+A snapshot is a folder ``<version>/`` with ``answers.bin`` (``answer_file.py``) and ``manifest.json``.
 The folder above it has the pointer ``current``: which version is served, and which were published before.
 """
 
@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from prebake.errors import SnapshotError
 
 FORMAT: Final = 1
-DATA: Final = "data.mdb"
+DATA: Final = "answers.bin"
 MANIFEST: Final = "manifest.json"
 POINTER: Final = "current"
 SNAPSHOTS: Final = "snapshots"  # the store's folder that holds them
@@ -55,12 +55,12 @@ class Manifest(BaseModel):
     run_id: str = Field(description="Run that published it.")
     created_at: AwareDatetime = Field(description="When it was made, UTC.")
     answers: int = Field(ge=0, description="Answers in it.")
-    bytes: int = Field(ge=0, description="Size of data.mdb.")
-    sha256: str = Field(description="SHA-256 of data.mdb, hexadecimal.")
+    bytes: int = Field(ge=0, description="Size of answers.bin.")
+    sha256: str = Field(description="SHA-256 of answers.bin, hexadecimal.")
     routes: dict[str, int] = Field(default_factory=dict, description="Answers by route.")
     first_expires_at: AwareDatetime | None = Field(default=None, description="When the first answer stops being good.")
     last_expires_at: AwareDatetime | None = Field(default=None, description="When the last answer stops being good.")
-    files: dict[str, File] = Field(default_factory=dict, description="Files beside data.mdb, for extras; by name.")
+    files: dict[str, File] = Field(default_factory=dict, description="Files beside answers.bin, for extras; by name.")
     near: dict[str, Threshold] = Field(default_factory=dict, description="Calibrated near hits, by route.")
 
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
-from prebake.folding import fold_text
+from prebake.folding import fold_text, folded_json
 from prebake.routes import Route, Routes
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ class _BypassedError(Exception):
         self.reason = reason
 
 
-class _Template(NamedTuple):
+@dataclass(eq=False, slots=True)
+class _Template:
     """Requests that differ only in the text of their last message: JSON up to the text, and after it."""
 
     route: Route
@@ -160,9 +162,10 @@ def key_request(body: Any, routes: Routes, tenant: str | None = None, namespace:
             route, scope, asked = _canonical(body, routes, tenant, namespace)
             digest = sha256(_json(asked)).digest()
         else:
-            text, (route, scope, fold, copy, tail, _, _, _) = split
-            hashed = copy()
-            hashed.update(orjson.dumps(fold_text(text) if fold else text) + tail)
+            text, template = split
+            route, scope = template.route, template.scope
+            hashed = template.copy()
+            hashed.update((folded_json(text) if template.fold else orjson.dumps(text)) + template.tail)
             digest = hashed.digest()
     except _BypassedError as bypassed:
         return bypassed.reason
@@ -180,16 +183,16 @@ def read_request(body: Any, routes: Routes, tenant: str | None = None, namespace
             if isinstance(keyed, Bypass):
                 return keyed
             return Asked(*keyed, model_request(body, routes), user_turns(body), last_user_text(body))
-        text, (route, scope, fold, copy, tail, asked_head, asked_tail, turns) = split
+        text, template = split
         written = orjson.dumps(text)
-        hashed = copy()
-        hashed.update((orjson.dumps(fold_text(text)) if fold else written) + tail)
+        hashed = template.copy()
+        hashed.update((folded_json(text) if template.fold else written) + template.tail)
     except _BypassedError as bypassed:
         return bypassed.reason
     except (TypeError, ValueError, RecursionError):
         return Bypass.MALFORMED
-    fingerprint = hashed.digest()[:16]
-    return _new(Asked, (route, scope, fingerprint, asked_head + written + asked_tail, turns, text))
+    request = template.asked_head + written + template.asked_tail
+    return _new(Asked, (template.route, template.scope, hashed.digest()[:16], request, template.turns, text))
 
 
 def canonical_request(body: Any, routes: Routes, tenant: str | None = None, namespace: str = "") -> bytes | Bypass:
@@ -264,7 +267,9 @@ def _split(body: Any, routes: Routes, tenant: str | None, namespace: str) -> tup
             return None
     except (LookupError, TypeError):  # not such an exchange; whether it is a request at all, others find out
         return None
-    given = orjson.dumps((tenant, namespace, {**body, "messages": messages[:-1]}))
+    around = body.copy()
+    around["messages"] = messages[:-1]
+    given = orjson.dumps((tenant, namespace, around))
     return text, routes.templates.get(given) or _remembered(given, body, routes, tenant, namespace)
 
 

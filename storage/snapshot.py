@@ -1,6 +1,6 @@
 """Serving snapshots: built from answers, published whole or not at all, listed, rolled back, fetched.
 
-In: answers, best in the order of their fingerprints. Out: ``snapshots/<version>/`` with ``data.mdb`` and
+In: answers, best in the order of their fingerprints. Out: ``snapshots/<version>/`` with ``answers.bin`` and
 ``manifest.json``, and the pointer ``snapshots/current``, one small object that names the served version and all
 published ones. Replacing the pointer is the publication: what it does not name is garbage of an interrupted
 publish, which the next one deletes. Memory: one batch of answers; disk: twice the snapshot, in the temporary folder.
@@ -12,29 +12,23 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from datetime import datetime
 from hashlib import file_digest, sha256
-from itertools import islice
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, Final
 
-import lmdb
-
 from prebake.answer import Answer, says_something
+from prebake.answer_file import EVER, AnswerFile
 from prebake.errors import ConflictError, SnapshotError, StorageError
 from prebake.lookup import check_digest, check_size
 from prebake.manifest import DATA, MANIFEST, POINTER, SNAPSHOTS, File, Manifest, Pointer, read_manifest, read_pointer
 from prebake.settings import Store
+from storage.answer_file import write_answers
 from storage.objects import Objects, open_objects
 
 POINTER_KEY: Final = f"{SNAPSHOTS}/{POINTER}"
-
-_BATCH: Final = 10_000
-# Address space while building, not memory or disk; LMDB needs an upper limit for the file.
-_MAP_BYTES: Final = 2**40
 
 
 def publish_snapshot(
@@ -174,21 +168,20 @@ def forget_fetched(folder: Path, *, but: str) -> None:
 
 
 def _build(data: Path, answers: Iterable[Answer]) -> dict[str, Any]:
-    """Write the LMDB file; returns what the manifest says about it."""
-    loose = data.with_suffix(".loose")
+    """Write the file of answers; returns what the manifest says about it."""
     try:
-        with closing(
-            lmdb.open(str(loose), subdir=False, lock=False, sync=False, metasync=False, map_size=_MAP_BYTES)
-        ) as environment:
-            _fill(environment, answers)
-            contents = _contents(environment)
-            environment.copy(str(data), compact=True)
-        os.unlink(loose)
-        return contents | _measure(data).model_dump()
-    except (lmdb.Error, OSError) as error:
+        write_answers(data, map(_saying_something, answers))
+        return _contents(AnswerFile(data)) | _measure(data).model_dump()
+    except OSError as error:
         raise StorageError(
             f"{data.parent}: the snapshot cannot be built here: {error}; free space or set TMPDIR"
         ) from error
+
+
+def _saying_something(answer: Answer) -> Answer:
+    if not says_something(answer.message):
+        raise SnapshotError(f"answer {answer.fingerprint.hex()}: says nothing, so it must not be served")
+    return answer
 
 
 def _measure(file: Path) -> File:
@@ -196,30 +189,18 @@ def _measure(file: Path) -> File:
         return File(bytes=file.stat().st_size, sha256=file_digest(data, "sha256").hexdigest())
 
 
-def _fill(environment: lmdb.Environment, answers: Iterable[Answer]) -> None:
-    rest = iter(answers)
-    while batch := list(islice(rest, _BATCH)):
-        with environment.begin(write=True) as transaction:
-            for answer in batch:
-                if not says_something(answer.message):
-                    raise SnapshotError(f"answer {answer.fingerprint.hex()}: says nothing, so it must not be served")
-                value = answer.encode()
-                # Appending fills the pages and refuses a key that is not the greatest.
-                if not transaction.put(answer.fingerprint, value, append=True):
-                    transaction.put(answer.fingerprint, value)
-
-
-def _contents(environment: lmdb.Environment) -> dict[str, Any]:
+def _contents(answers: AnswerFile) -> dict[str, Any]:
     """Read every answer back: what is published can be served, and the summary counts what is there."""
     routes: Counter[str] = Counter()
     first: datetime | None = None
     last: datetime | None = None
-    with environment.begin() as transaction:
-        for fingerprint, value in transaction.cursor():
-            answer = Answer.decode(fingerprint, value)
-            routes[answer.route] += 1
-            first = min(first or answer.expires_at, answer.expires_at)
-            last = max(last or answer.expires_at, answer.expires_at)
+    for fingerprint in answers:
+        answer = answers.get(fingerprint, EVER)
+        if answer is None:
+            raise StorageError(f"answer {fingerprint.hex()}: written and not found again; publish again")
+        routes[answer.route] += 1
+        first = min(first or answer.expires_at, answer.expires_at)
+        last = max(last or answer.expires_at, answer.expires_at)
     return {
         "answers": routes.total(),
         "routes": dict(sorted(routes.items())),

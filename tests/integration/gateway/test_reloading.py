@@ -158,7 +158,7 @@ def test_a_problem_is_logged_once(gateway: Running, folder: Path) -> None:
 
 
 def spoil(snapshot: Path, damage: str) -> None:
-    data, manifest = snapshot / "data.mdb", snapshot / "manifest.json"
+    data, manifest = snapshot / "answers.bin", snapshot / "manifest.json"
     if damage == "cut short":
         data.write_bytes(data.read_bytes()[:-4096])
     elif damage == "other bytes":

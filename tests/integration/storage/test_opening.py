@@ -76,7 +76,7 @@ def test_what_is_open_stays_open_when_a_later_one_replaces_it(in_s3: Objects, tm
 
 def test_a_damaged_download_is_refused_and_not_kept(in_s3: Objects, tmp_path: Path) -> None:
     version = publish(in_s3, [answer(1, "good")])
-    data = f"snapshots/{version}/data.mdb"
+    data = f"snapshots/{version}/answers.bin"
     in_s3.write(data, in_s3.read(data)[:-1] + b"?")
     with pytest.raises(SnapshotError, match=r"damaged.*rollback"):
         AnswerStore.open(in_s3.uri, cache_dir=str(tmp_path))

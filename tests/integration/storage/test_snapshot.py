@@ -124,7 +124,7 @@ def test_rollback_beyond_the_oldest_or_to_an_unknown_name_changes_nothing(local:
 
 def test_rollback_to_a_snapshot_whose_data_is_gone_changes_nothing(objects: Objects) -> None:
     old, new = (publish(objects, [answer(1, text)]) for text in ("old", "new"))
-    objects.delete(f"snapshots/{old.version}/data.mdb")
+    objects.delete(f"snapshots/{old.version}/answers.bin")
     with pytest.raises(SnapshotError, match="not all there"):
         rollback(objects)
     assert current(objects) == new
@@ -235,7 +235,7 @@ def test_a_download_that_was_damaged_on_the_way_is_refused_and_leaves_nothing(
 ) -> None:
     objects = open_objects(s3_settings.store)
     manifest = publish(objects, [answer(1)])
-    key = f"snapshots/{manifest.version}/data.mdb"
+    key = f"snapshots/{manifest.version}/answers.bin"
     objects.write(key, objects.read(key)[:-1] + b"!")
     with pytest.raises(SnapshotError, match="SHA-256"):
         fetch_snapshot(objects, manifest.version, tmp_path / "cache")
@@ -246,7 +246,7 @@ def test_a_snapshot_is_fetched_once(s3_settings: Settings, tmp_path: Path) -> No
     objects = open_objects(s3_settings.store)
     version = publish(objects, [answer(1)]).version
     first = fetch_snapshot(objects, version, tmp_path)
-    objects.delete(f"snapshots/{version}/data.mdb")
+    objects.delete(f"snapshots/{version}/answers.bin")
     assert fetch_snapshot(objects, version, tmp_path) == first
 
 

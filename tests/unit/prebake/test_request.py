@@ -15,7 +15,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from prebake.folding import fold_text
+from prebake.folding import fold_text, folded_json
 from prebake.request import (
     DEFAULTS,
     DELIVERY_FIELDS,
@@ -385,6 +385,10 @@ class TestFolding:
     @given(st.text())
     def test_twice_is_once(self, text: str) -> None:
         assert fold_text(fold_text(text)) == fold_text(text)
+
+    @given(st.one_of(st.text(), st.text(' \t\n\x1c\x7faB5!?."\\é\u212a\u00a0…', max_size=8)))
+    def test_as_json_is_the_same(self, text: str) -> None:
+        assert folded_json(text) == orjson.dumps(fold_text(text))
 
     def test_twice_is_once_for_every_character_beside_a_mark(self) -> None:
         assigned = (c for c in map(chr, range(0x30000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs", "Lo"))
