@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import orjson
 
 from prebake.errors import EngineError, SettingsError
 
 _HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WEIGHTS: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
-_INDEX: Final = "model.safetensors.index.json"
+_INDEXES: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def check_model(model: str, *, weights: bool = True) -> None:
@@ -29,15 +30,21 @@ def check_model(model: str, *, weights: bool = True) -> None:
         return
     if not (folder / "config.json").is_file():
         raise EngineError(f"engine.model {model!r}: the folder has no config.json; download the model again")
+    config = _read_object(folder / "config.json")
     if weights:
         _check_weights(folder)
+    if (folder / "tokenizer.json").is_file():
+        _check_vocabulary(folder, config)
 
 
 def _check_weights(folder: Path) -> None:
     if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
         raise EngineError(f"engine.model '{folder}': the folder has no weights; download the model again")
-    if (folder / _INDEX).is_file():
-        wanted = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    for index in (folder / name for name in _INDEXES):
+        weight_map = _read_object(index).get("weight_map") if index.is_file() else {}
+        if not isinstance(weight_map, dict):
+            raise _cut_off(index)
+        wanted = set(map(str, weight_map.values()))
         if missing := sorted(name for name in wanted if not (folder / name).is_file()):
             raise EngineError(
                 f"engine.model '{folder}': {len(missing)} of {len(wanted)} weight files are missing, first "
@@ -45,7 +52,39 @@ def _check_weights(folder: Path) -> None:
             )
     for file in sorted(folder.glob("*.safetensors")):
         if file.stat().st_size < _promised_bytes(file):
-            raise EngineError(f"engine.model '{folder}': {file.name} is cut off; download it again")
+            raise _cut_off(file)
+
+
+def _check_vocabulary(folder: Path, config: dict[str, Any]) -> None:
+    """The model must know every token of the tokenizer; that it knows more is usual (rows added to fill blocks)."""
+    text = config.get("text_config")
+    known = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    tokenizer = _read_object(folder / "tokenizer.json")
+    try:
+        vocabulary = tokenizer["model"]["vocab"]
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]  # Unigram: a list
+        highest = max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", ()))], default=-1)
+    except (KeyError, TypeError):
+        return  # a layout that we do not know: the engine will see
+    if isinstance(known, int) and highest >= known:
+        raise EngineError(
+            f"engine.model '{folder}': tokenizer.json has a token {highest}, the model's vocab_size is {known}: they "
+            "do not belong together, and such a token would end the engine; download both again"
+        )
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        found = orjson.loads(file.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise _cut_off(file)
+    return found
+
+
+def _cut_off(file: Path) -> EngineError:
+    return EngineError(f"engine.model '{file.parent}': {file.name} is cut off; download it again")
 
 
 def _promised_bytes(file: Path) -> int:
@@ -55,7 +94,7 @@ def _promised_bytes(file: Path) -> int:
         length = int.from_bytes(head, "little")
         text = stream.read(length) if len(head) == 8 and length < file.stat().st_size else b""
     try:
-        header = json.loads(text)
+        header = orjson.loads(text)
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError):
         return file.stat().st_size + 1  # no readable header: surely not whole

@@ -66,6 +66,8 @@ class SupervisedEngine:
 
     def add(self, prompt: Prompt) -> None:
         """Take a prompt."""
+        if not self._in_flight:
+            self._process.heard_s = time.monotonic()  # an idle engine owes no sign of life
         self._in_flight[prompt.key] = prompt
         if self._search is None:
             self._send([prompt])

@@ -18,7 +18,13 @@ from prebake.errors import SettingsError
 from prebake.settings import Engine as EngineSettings
 
 # "auto" lets the first request choose for all, and a later one that needs another backend fails (vllm#43920).
-_FIXED: Final = {"structured_outputs_config": {"backend": "xgrammar"}}
+_BACKEND: Final = {"backend": "xgrammar"}
+# Arguments that vLLM takes and that would be without effect here, and what to do instead.
+_WITHOUT_EFFECT: Final = {
+    "reasoning_parser": "a night stores the text as it is generated, thoughts included; turn thinking off by the "
+    "requests' chat_template_kwargs or take a model that does not think",
+    "enable_lora": "requests have no way to name an adapter; merge it into the model's folder",
+}
 _FINISHED: Final = {"stop": Status.ANSWERED, "length": Status.TRUNCATED}
 
 
@@ -156,9 +162,13 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else "see vLLM's EngineArgs for what there is"
             raise SettingsError(f"engine.args: vLLM knows no argument {name!r}; {hint}")
+    for name, remedy in _WITHOUT_EFFECT.items():
+        if settings.args.get(name):
+            raise SettingsError(f"engine.args: {name!r} has no effect on a night: {remedy}")
     if "model" in settings.args:
         raise SettingsError("engine.args: 'model' belongs one level up, in engine.model")
-    return {"model": settings.model, **_FIXED, **settings.args}
+    structured = _BACKEND | settings.args.get("structured_outputs_config", {})
+    return {"model": settings.model, **settings.args, "structured_outputs_config": structured}
 
 
 def _name(settings: EngineSettings) -> str:

@@ -132,21 +132,27 @@ def _mine_day(store: Store, day: date, folder: Path, most_rows: int, stop: Stop)
     stop.check()
     path = folder / f"{day.isoformat()}.parquet"
     requests = rows = 0
-    with (
-        local_files(store, store.query_log, day) as files,
-        pq.ParquetWriter(
-            path,
-            COUNTS,
-            compression=dict.fromkeys(_REPEATED, "zstd"),
-            use_dictionary=list(_REPEATED),
-            store_schema=False,  # readers see plain strings, not our dictionaries
-        ) as writer,
-    ):
-        for counts in _count(files, day, most_rows):
-            stop.check()
-            writer.write_table(counts)
-            requests += counts["requests"].to_numpy().sum()
-            rows += counts.num_rows
+    try:
+        with (
+            local_files(store, store.query_log, day) as files,
+            pq.ParquetWriter(
+                path,
+                COUNTS,
+                compression=dict.fromkeys(_REPEATED, "zstd"),
+                use_dictionary=list(_REPEATED),
+                store_schema=False,  # readers see plain strings, not our dictionaries
+            ) as writer,
+        ):
+            for counts in _count(files, day, most_rows):
+                stop.check()
+                writer.write_table(counts)
+                requests += counts["requests"].to_numpy().sum()
+                rows += counts.num_rows
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror or error}; the counts of {day} are as they were; make room, "
+            "or set TMPDIR to a folder that has some"
+        ) from error
     return _Mined(day, int(requests), DataFile(day, path, rows) if rows else None)
 
 

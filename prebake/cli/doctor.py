@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from engine.model_folder import check_model
 from prebake.cli.context import Json, settings_file_of, settings_of
 from prebake.cli.output import plain, print_json, show_rows
 from prebake.errors import PrebakeError
@@ -128,13 +129,9 @@ def _engine(settings: Settings) -> Iterator[Finding]:
     model = settings.engine.model
     if not model:
         yield Finding("model", "fail", "none is set", "set model in [engine]: a folder or a Hugging Face name")
-    elif Path(model).is_dir():
-        state = "ok" if (Path(model) / "config.json").is_file() else "fail"
-        yield Finding("model", state, model, "" if state == "ok" else "the folder holds no config.json: not a model")
-    elif model.startswith((".", "/")):
-        yield Finding("model", "fail", f"{model}: no such folder", "mend model in [engine]")
     else:
-        yield Finding("model", "ok", f"{model} (from the Hugging Face hub)")
+        check_model(model, weights=settings.engine.args.get("load_format") != "dummy")
+        yield Finding("model", "ok", model if Path(model).is_dir() else f"{model} (from the Hugging Face hub)")
 
 
 def _prices(settings: Settings) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; else [gateway] host.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one; else [gateway] port.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the gateway's page in a browser.")] = False,
+    json: Json = False,
 ) -> None:
     """Run the gateway: hits from the store, everything else to [gateway] upstream, unchanged.
 
@@ -50,13 +52,18 @@ def serve(
         host=settings.gateway.host if host is None else host,
         port=settings.gateway.port if port is None else port,
         file=settings_file_of(context),
-        ready=_open_page if open_page else None,
+        ready=partial(_say_where, open_page=open_page, json=json) if open_page or json else None,
     )
 
 
-def _open_page(address: str) -> None:
+def _say_where(address: str, *, open_page: bool, json: bool) -> None:
     """Say where it serves, and show the page; a browser that takes its time must not hold up the gateway."""
-    print(f"serving on {address}", flush=True)
+    if json:
+        print_json({"address": address})
+    else:
+        print(f"serving on {address}", flush=True)
+    if not open_page:
+        return
     page = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") + "/admin"
     threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,15 @@ def _group(pid: int) -> dict[int, str]:
         if entry.name.isdigit() and int(fields[2]) == pid and fields[0] != "Z":
             found[int(entry.name)] = command
     return found
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    """With all processes of a group stopped, as one that hangs."""
+    os.killpg(pid, signal.SIGSTOP)
+    yield
+    with suppress(ProcessLookupError):  # it was killed for it
+        os.killpg(pid, signal.SIGCONT)
 
 
 def _shared_memory(pid: int) -> set[Path]:
@@ -139,15 +150,42 @@ def test_a_stopped_answer_goes_on_where_it_was_and_ends_as_if_never_stopped(engi
 def test_what_cannot_be_resumed_exactly_starts_again(engine: Engine) -> None:
     partial = Partial(engine.model, (40, 41, 42), -3.0)
     resumable = ask(1, "go on")
-    never = [ask(2, "stop", stop=["zzzz"]), ask(3, "penalty", presence_penalty=0.5), ask(4, "seed", seed=7)]
-    done = answer_all(engine, [replace(prompt, partial=partial) for prompt in (resumable, *never)])
-    assert {number: completion.resumed_tokens for number, completion in done.items()} == {1: 3, 2: 0, 3: 0, 4: 0}
-    assert {number: completion.restarted for number, completion in done.items()} == {
-        1: False,
-        2: True,
-        3: True,
-        4: True,
-    }
+    never: list[dict[str, Any]] = [
+        {"stop": ["zzzz"]},
+        {"presence_penalty": 0.5},
+        {"seed": 7},
+        {"min_tokens": 4},
+        {"response_format": {"type": "json_object"}},
+    ]
+    asked = [resumable, *(ask(number, "again", **params) for number, params in enumerate(never, 2))]
+    done = answer_all(engine, [replace(prompt, partial=partial) for prompt in asked])
+    assert {number: completion.resumed_tokens for number, completion in done.items()} == {1: 3} | dict.fromkeys(
+        range(2, 7), 0
+    )
+    assert {number for number, completion in done.items() if completion.restarted} == set(range(2, 7))
+
+
+def test_an_empty_prompt_harms_nobody(engine: Engine) -> None:
+    done = answer_all(engine, [ask(1, ""), ask(2, "hi")])
+    assert done[1].status is not Status.PARTIAL
+    assert done[2].status in (Status.ANSWERED, Status.TRUNCATED)
+
+
+def test_an_engine_that_was_idle_for_long_is_not_taken_for_a_hanging_one(tiny_model: Path) -> None:
+    engine = SupervisedEngine(engine_settings_for(tiny_model, stall_s=3))
+    try:
+        answer_all(engine, [ask(1, "hi")])
+        time.sleep(3.5)
+        with _stopped(engine.pid):  # a first step that takes its time
+            engine.add(ask(2, "hi"))
+            assert engine.step() == []
+        assert set(answer_all(engine, [])) == {2}
+        assert engine.restarts == 0
+        with _stopped(engine.pid):  # and one that hangs
+            assert set(answer_all(engine, [ask(n, "hi") for n in range(3, 8)])) == set(range(3, 8))
+        assert engine.restarts == 1
+    finally:
+        engine.close()
 
 
 def test_an_engine_whose_core_is_killed_is_replaced_and_nothing_is_lost(engine: SupervisedEngine) -> None:
@@ -169,6 +207,14 @@ def test_an_engine_whose_core_is_killed_is_replaced_and_nothing_is_lost(engine: 
 def test_an_unknown_engine_argument_names_the_nearest(tiny_model: Path) -> None:
     with pytest.raises(SettingsError, match="'max_nums_seqs'; did you mean 'max_num_seqs'"):
         SupervisedEngine(engine_settings_for(tiny_model, args={"max_nums_seqs": 4}))
+
+
+@pytest.mark.parametrize(
+    ("args", "remedy"), [({"reasoning_parser": "qwen3"}, "turn thinking off"), ({"enable_lora": True}, "merge it")]
+)
+def test_an_argument_that_would_have_no_effect_is_refused(tiny_model: Path, args: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(SettingsError, match=f"{next(iter(args))!r} has no effect on a night: .*{remedy}"):
+        SupervisedEngine(engine_settings_for(tiny_model, args=args))
 
 
 def test_what_vllm_core_died_of_while_loading_is_told_and_its_log_kept(tiny_model: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from tests.gateway_bed import (
@@ -63,13 +64,15 @@ def test_after_the_drain_time_the_gateway_exits_whatever_is_in_flight(tmp_path: 
             assert gateway.process.wait(15) == 0
 
 
-def test_port_0_takes_a_free_port_and_prints_the_address(tmp_path: Path) -> None:
+@pytest.mark.parametrize("json", [False, True])
+def test_port_0_takes_a_free_port_and_prints_the_address(tmp_path: Path, json: bool) -> None:
     command = [sys.executable, "-m", "prebake", "--settings", str(write_settings(tmp_path)), "serve", "--port", "0"]
+    command += ["--json"] if json else []
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            address = line.removeprefix("serving on ").strip()
+            address = orjson.loads(line)["address"] if json else line.removeprefix("serving on ").strip()
             assert httpx.get(f"{address}/healthz").json() == {"status": "ok"}
         finally:
             process.terminate()

@@ -76,3 +76,50 @@ def test_missing_shards_of_the_weights_are_counted(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(EngineError, match=r"1 of 2 weight files are missing, first model-2\.safetensors"):
         check_model(str(folder))
+
+
+def test_missing_shards_of_the_older_format_are_counted_too(folder: Path) -> None:
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w": "pytorch_model-1.bin"}}))
+    with pytest.raises(EngineError, match=r"1 of 1 weight files are missing, first pytorch_model-1\.bin"):
+        check_model(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", '{"weight_map": {"w":', "[]", '{"metadata": {}}', '{"weight_map": []}'])
+def test_an_index_cut_off_in_the_download_is_named(folder: Path, text: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(EngineError, match=r"model\.safetensors\.index\.json is cut off"):
+        check_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_description_cut_off_in_the_download_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_text('{"vocab_size": 1')
+    with pytest.raises(EngineError, match=f"{name} is cut off"):
+        check_model(str(folder))
+
+
+@pytest.mark.parametrize("config", [{"vocab_size": 3}, {"text_config": {"vocab_size": 3}}])
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {"model": {"vocab": {"a": 0, "b": 3}}},
+        {"model": {"vocab": [["a", 0.0]] * 4}},
+        {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 3}]},
+    ],
+)
+def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(
+    folder: Path, config: dict[str, object], tokenizer: dict[str, object]
+) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(EngineError, match="has a token 3, the model's vocab_size is 3: they do not belong together"):
+        check_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [{"model": {"vocab": {"a": 0, "b": 2}}}, {"model": {"vocab": {}}}, {"model": {}}, {}]
+)
+def test_a_model_may_know_more_tokens_than_its_tokenizer(folder: Path, tokenizer: dict[str, object]) -> None:
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 3}))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    check_model(str(folder))
