@@ -78,6 +78,9 @@ class Clock:
     def time(self) -> float:
         return self._time() + self.ahead.total_seconds()
 
+    def time_ns(self) -> int:
+        return int(self.time() * 1e9)
+
     def now(self, zone: Any) -> datetime:
         return datetime.fromtimestamp(self.time(), zone)
 
@@ -89,7 +92,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("time.time", clock.time)
-    monkeypatch.setattr("prebake.lookup.time", clock.time)
+    monkeypatch.setattr("prebake.lookup.time_ns", clock.time_ns)
     monkeypatch.setattr("gateway.chat.datetime", clock, raising=False)
     return clock
 
