@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Final, Literal
 
 import httpx
 
@@ -23,6 +23,9 @@ POLL_S = 5.0
 _LONGEST_WAIT_S = 60.0
 _TIMEOUT_S = 1.0
 _TOKEN_TTL_S = 21600
+
+_AZURE_ENDS: Final = {"Preempt": "Azure preemption notice", "Terminate": "Azure termination notice"}
+"""By the type of event: a spot machine is evicted, a scale set ends one of its machines."""
 
 Cloud = Literal["", "aws", "gcp", "azure"]
 Ask = Callable[[], str]
@@ -85,17 +88,27 @@ class Gcp:
 
 
 class Azure:
-    """Azure's scheduled events; its address is AZURE_METADATA_ENDPOINT where that is set."""
+    """Azure's scheduled events; its address is AZURE_METADATA_ENDPOINT where that is set.
+
+    Every machine of a scale set or an availability set hears the events of all: its own name tells which concern it.
+    """
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
         base = os.environ.get("AZURE_METADATA_ENDPOINT", "http://169.254.169.254").rstrip("/")
-        self._url = f"{base}/metadata/scheduledevents?api-version=2020-07-01"
+        self._events_url = f"{base}/metadata/scheduledevents?api-version=2020-07-01"
+        self._name_url = f"{base}/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+        self._name = ""
 
     def __call__(self) -> str:
-        events = self._client.get(self._url, headers={"Metadata": "true"}).raise_for_status().json()["Events"]
-        preempt = next((event for event in events if event["EventType"] == "Preempt"), None)
-        return f"Azure preemption notice: not before {preempt.get('NotBefore') or 'now'}" if preempt else ""
+        self._name = self._name or self._get(self._name_url).text.strip()
+        for event in self._get(self._events_url).json()["Events"]:
+            if event["EventType"] in _AZURE_ENDS and self._name in event["Resources"]:
+                return f"{_AZURE_ENDS[event['EventType']]}: not before {event.get('NotBefore') or 'now'}"
+        return ""
+
+    def _get(self, url: str) -> httpx.Response:
+        return self._client.get(url, headers={"Metadata": "true"}).raise_for_status()
 
 
 @contextmanager

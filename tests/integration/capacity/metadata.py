@@ -89,9 +89,20 @@ def serve_metadata() -> Iterator[Metadata]:
 EC2 = "/latest/meta-data/"
 GCP = "/computeMetadata/v1/instance/preempted"
 AZURE = "/metadata/scheduledevents?api-version=2020-07-01"
+AZURE_NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
 
 
-def azure_events(*kinds: str) -> str:
-    """Azure's answer with events of those kinds."""
-    events = [{"EventId": kind, "EventType": kind, "NotBefore": "Mon, 05 Jan 2026 03:00:30 GMT"} for kind in kinds]
+def azure_events(*kinds: str, of: str = "bake_1", not_before: str = "Mon, 05 Jan 2026 03:00:30 GMT") -> str:
+    """Azure's answer with events of those kinds, which concern the machine of that name."""
+    events = [
+        {
+            "EventId": kind,
+            "EventType": kind,
+            "ResourceType": "VirtualMachine",
+            "Resources": [of],
+            "EventStatus": "Scheduled",
+            "NotBefore": not_before,
+        }
+        for kind in kinds
+    ]
     return json.dumps({"DocumentIncarnation": 1, "Events": events})

@@ -11,7 +11,7 @@ import pytest
 from capacity.notices import Azure, Ec2, Gcp, watch
 from prebake.errors import SettingsError
 from prebake.stop import Stop
-from tests.integration.capacity.metadata import AZURE, EC2, GCP, Metadata, azure_events, serve_metadata
+from tests.integration.capacity.metadata import AZURE, AZURE_NAME, EC2, GCP, Metadata, azure_events, serve_metadata
 
 NOTICE = '{"action": "terminate", "time": "2026-01-05T03:02:00Z"}'
 
@@ -22,6 +22,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", state.url)
         monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{state.port}")
         monkeypatch.setenv("AZURE_METADATA_ENDPOINT", state.url)
+        state.items[AZURE_NAME] = "bake_1"
         yield state
 
 
@@ -87,6 +88,15 @@ def test_azure_preempt_event_among_others(metadata: Metadata, client: httpx.Clie
     assert Azure(client)() == ""
     metadata.items[AZURE] = azure_events("Reboot", "Preempt")
     assert Azure(client)() == "Azure preemption notice: not before Mon, 05 Jan 2026 03:00:30 GMT"
+
+
+def test_azure_events_of_the_scale_sets_other_machines_are_theirs(metadata: Metadata, client: httpx.Client) -> None:
+    ask = Azure(client)
+    metadata.items[AZURE] = azure_events("Preempt", "Terminate", of="bake_11")
+    assert ask() == ""
+    metadata.items[AZURE] = azure_events("Terminate")
+    assert ask() == "Azure termination notice: not before Mon, 05 Jan 2026 03:00:30 GMT"
+    assert metadata.asked.count(AZURE_NAME) == 1
 
 
 def test_a_notice_requests_the_stop(metadata: Metadata) -> None:
