@@ -7,11 +7,12 @@ both sides: no answer is never read as a notice, and a machine may go without on
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import httpx
 
@@ -21,6 +22,8 @@ from prebake.stop import Stop
 POLL_S = 5.0
 """How often; AWS advises 5 s (EC2 user guide, Spot Instance interruption notices)."""
 _LONGEST_WAIT_S = 60.0
+_SILENT = 3
+"""Failures in a row after which it is told that no notice can arrive."""
 _TIMEOUT_S = 1.0
 _TOKEN_TTL_S = 21600
 
@@ -28,16 +31,29 @@ _AZURE_ENDS: Final = {"Preempt": "Azure preemption notice", "Terminate": "Azure 
 """By the type of event: a spot machine is evicted, a scale set ends one of its machines."""
 
 Cloud = Literal["", "aws", "gcp", "azure"]
-Ask = Callable[[], str]
-"""Asks once; returns the reason of the notice, or nothing. Raises httpx.HTTPError where there was no answer."""
+_logger = logging.getLogger(__name__)
+
+
+class Ask(Protocol):
+    """Asks once; returns the reason of the notice, or nothing. Raises httpx.HTTPError where there was no answer."""
+
+    remedy: str
+    """What to look at where there is never an answer."""
+
+    def __call__(self) -> str: ...
 
 
 class Ec2:
     """EC2's instance metadata service, version 2: spot notices, rebalance advice, Auto Scaling's own terminations.
 
     The address is AWS_EC2_METADATA_SERVICE_ENDPOINT where that is set, as for boto3. Containers on a bridge network
-    need the instance's hop limit to be 2.
+    need the instance's hop limit to be 2: with 1, the answer to the request for a token never arrives.
     """
+
+    remedy = (
+        "in a container on a bridge network, set the EC2 instance's metadata hop limit to 2 "
+        "(aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2)"
+    )
 
     def __init__(self, client: httpx.Client, *, rebalance: bool = False) -> None:
         self._client = client
@@ -77,6 +93,8 @@ class Ec2:
 class Gcp:
     """Compute Engine's metadata server; its address is GCE_METADATA_HOST where that is set, as for Google's own."""
 
+    remedy = "is this a machine of GCP that may reach its metadata server?"
+
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
         host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
@@ -92,6 +110,8 @@ class Azure:
 
     Every machine of a scale set or an availability set hears the events of all: its own name tells which concern it.
     """
+
+    remedy = "is this a machine of Azure that may reach its metadata service?"
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
@@ -137,13 +157,19 @@ def watch(stop: Stop, cloud: Cloud, *, poll_s: float = POLL_S, rebalance: bool =
 def poll(ask: Ask, stop: Stop, ended: threading.Event, poll_s: float) -> None:
     """Ask until a notice came, the block ended or somebody else stopped; wait longer while there is no answer."""
     wait_s = poll_s
+    failures, told = 0, False
     while not ended.is_set() and not stop.requested:
         try:
             reason = ask()
-            wait_s = poll_s
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):  # no answer, or none that is one
+            wait_s, failures = poll_s, 0
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:  # no answer, or none that is one
             reason = ""
-            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+            wait_s, failures = min(wait_s * 2, _LONGEST_WAIT_S), failures + 1
+            if failures == _SILENT and not told:
+                told = True
+                _logger.warning(
+                    "capacity.cloud: %d times no answer (%r), so no notice can arrive; %s", failures, error, ask.remedy
+                )
         if reason:
             stop.request(reason, notice=True)
         ended.wait(wait_s)

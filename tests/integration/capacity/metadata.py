@@ -21,6 +21,8 @@ class Metadata:
     tokens_given: int = 0
     failures: int = 0
     """How many of the next answers are 503."""
+    silent: bool = False
+    """Requests for a token are not answered, as where the answer has too many hops to go."""
     asked: list[str] = field(default_factory=list)
     told: dict[str, float] = field(default_factory=dict)
     """By path: when it was first answered, by the monotonic clock."""
@@ -39,6 +41,10 @@ def serve_metadata() -> Iterator[Metadata]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
+            if state.silent:
+                state.asked.append(self.path)
+                self.close_connection = True
+                return None
             ttl = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
             if self.path != "/latest/api/token" or not ttl.isdigit() or not 1 <= int(ttl) <= 21600:
                 return self._answer(400)

@@ -11,6 +11,7 @@ import pytest
 from capacity.notices import Azure, Ec2, Gcp, watch
 from prebake.errors import SettingsError
 from prebake.stop import Stop
+from tests.baking import wait_until
 from tests.integration.capacity.metadata import AZURE, AZURE_NAME, EC2, GCP, Metadata, azure_events, serve_metadata
 
 NOTICE = '{"action": "terminate", "time": "2026-01-05T03:02:00Z"}'
@@ -118,6 +119,21 @@ def test_failures_before_a_notice_delay_it_and_are_not_read_as_one(metadata: Met
         assert metadata.failures == 0
         metadata.items[GCP] = "TRUE"
         assert stop.wait(10)
+
+
+def test_that_no_notice_can_arrive_is_told_once_with_the_hop_limit(
+    metadata: Metadata, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata.silent = True
+    with watch(Stop(), "aws", poll_s=0.01):
+        wait_until(lambda: len(metadata.asked) == 2, within_s=10)
+        assert not caplog.records
+        wait_until(lambda: len(metadata.asked) >= 5, within_s=10)
+        metadata.silent = False
+        wait_until(lambda: metadata.tokens_given == 1, within_s=10)
+    (told,) = caplog.messages
+    assert "no notice can arrive" in told
+    assert "set the EC2 instance's metadata hop limit to 2" in told
 
 
 @pytest.mark.parametrize("answer", ["", "[]", "{}", "<html>"])
