@@ -35,9 +35,9 @@ REMEDY: Final = "publish again or go back with `prebake rollback`"
 _OFFSET_BYTES: Final = 8
 _HEADER_BYTES: Final = HEADER.size
 _bucket: Final = Struct("<QQ").unpack_from  # where it begins, and where the next does
-# fingerprint, bytes of the names, bytes of the message, prompt tokens, completion tokens, baked at, expires at (both in
-# microseconds since 1970, UTC)
-_RECORD: Final = Struct("<16sIIIIqq")
+# fingerprint, bytes of the names, unused, bytes of the message, prompt tokens, completion tokens, baked at, expires at
+# (both in microseconds since 1970, UTC)
+_RECORD: Final = Struct("<16sHxxIIIqq")
 _RECORD_BYTES: Final = _RECORD.size
 _record: Final = _RECORD.unpack_from
 _number: Final = int.from_bytes
@@ -58,7 +58,7 @@ class AnswerFile:
             raise SnapshotError(f"{file}: cannot be read: {error.strerror}; {REMEDY}") from error
         except (StructError, ValueError):  # shorter than its header, or empty
             magic = version = bits = answers = 0
-        if magic != MAGIC:
+        if magic != MAGIC or bits > MOST_BITS:
             raise SnapshotError(f"{file}: not a snapshot's data; {REMEDY}")
         if version != FORMAT:
             raise SnapshotError(f"{file}: in format {version}, this prebake reads format {FORMAT}; upgrade prebake")

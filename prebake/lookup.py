@@ -112,7 +112,7 @@ class AnswerStore:
         key = key_request(body, routes, tenant, namespace)
         if type(key) is not Keyed:
             return _new(Lookup, (None, key, None))
-        answer = self._find(key.fingerprint, time_ns() // 1000 if now is None else microseconds(now))
+        answer = self.get(key.fingerprint, now)
         if verdicts is NO_VERDICTS and not key.route.approval:  # nothing to ask, in a twentieth of the time
             return _new(Lookup, (answer, key, None))
         withheld = verdicts.withhold(key.route, key.fingerprint, answer)
@@ -127,7 +127,7 @@ class AnswerStore:
         return self.manifest.answers
 
     def close(self) -> None:
-        """Let go of the snapshot; it is unmapped when the last AnswerStore of this process lets go of it."""
+        """Let go of the snapshot; it is unmapped when nobody reads from it any more."""
         self._find = self._refuse
 
     def __enter__(self) -> Self:

@@ -19,14 +19,14 @@ from prebake.answer_file import FORMAT, HEADER, MAGIC, MOST_BITS, record_of
 
 _BATCH: Final = 10_000
 
-Numbers = npt.NDArray[np.uint64]
+_Numbers = npt.NDArray[np.uint64]
 
 
 def write_answers(file: Path, answers: Iterable[Answer]) -> None:
     """Write the file; of several answers with one fingerprint the last wins.
 
-    Answers that come in the order of their fingerprints are read back in one go. Raises SnapshotError for an answer
-    that cannot be stored, OSError if the disk refuses.
+    Best in the order of their fingerprints: then what was written is read back from front to end. Raises SnapshotError
+    for an answer that cannot be stored, OSError if the disk refuses.
     """
     loose = file.with_suffix(".loose")
     with loose.open("w+b") as unsorted:
@@ -49,7 +49,7 @@ def write_answers(file: Path, answers: Iterable[Answer]) -> None:
     loose.unlink()
 
 
-def _last_of_each(halves: Numbers) -> npt.NDArray[np.intp]:
+def _last_of_each(halves: _Numbers) -> npt.NDArray[np.intp]:
     """The places of the answers that win, in the order of their fingerprints (two halves each)."""
     order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the last of equal ones stays last
     ordered = halves[order]
@@ -59,7 +59,7 @@ def _last_of_each(halves: Numbers) -> npt.NDArray[np.intp]:
     return last
 
 
-def _head(first_half: Numbers, size: Numbers) -> bytes:
+def _head(first_half: _Numbers, size: _Numbers) -> bytes:
     """The header and the directory of these sorted fingerprints and the sizes of their records."""
     bits = min(len(size).bit_length(), MOST_BITS)  # half a bucket to one for each answer
     bucket = (first_half >> np.uint64(32)) >> np.uint64(MOST_BITS - bits)

@@ -3,7 +3,7 @@
 In: answers, best in the order of their fingerprints. Out: ``snapshots/<version>/`` with ``answers.bin`` and
 ``manifest.json``, and the pointer ``snapshots/current``, one small object that names the served version and all
 published ones. Replacing the pointer is the publication: what it does not name is garbage of an interrupted
-publish, which the next one deletes. Memory: one batch of answers; disk: twice the snapshot, in the temporary folder.
+publish, which the next one deletes. Memory: some 100 bytes an answer; disk: twice the snapshot, in TMPDIR.
 """
 
 from __future__ import annotations

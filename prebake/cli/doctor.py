@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from engine.model_folder import check_model
 from prebake.cli.context import Json, settings_file_of, settings_of
 from prebake.cli.output import plain, print_json, show_rows
 from prebake.errors import PrebakeError
@@ -130,6 +129,8 @@ def _engine(settings: Settings) -> Iterator[Finding]:
     if not model:
         yield Finding("model", "fail", "none is set", "set model in [engine]: a folder or a Hugging Face name")
     else:
+        from engine.model_folder import check_model  # with it comes all that starts an engine
+
         check_model(model, weights=settings.engine.args.get("load_format") != "dummy")
         yield Finding("model", "ok", model if Path(model).is_dir() else f"{model} (from the Hugging Face hub)")
 

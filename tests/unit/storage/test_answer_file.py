@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
@@ -12,12 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prebake.answer import Answer
-from prebake.answer_file import EVER, HEADER, AnswerFile, record_of
+from prebake.answer_file import EVER, HEADER, MAGIC, AnswerFile, record_of
 from prebake.errors import SnapshotError
 from storage.answer_file import write_answers
-
-KEY = bytes(range(16))
-NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+from tests.answers import KEY, make_answer
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 times = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - bounds are naive
@@ -30,21 +28,6 @@ keys = st.one_of(
 )
 
 
-def make(fingerprint: bytes = KEY, **fields: object) -> Answer:
-    values = {
-        "route": "faq",
-        "message_json": b'{"role":"assistant","content":"yes"}',
-        "finish_reason": "stop",
-        "prompt_tokens": 3,
-        "completion_tokens": 4,
-        "model": "m",
-        "run_id": "run",
-        "baked_at": NOON,
-        "expires_at": NOON + timedelta(days=7),
-    }
-    return Answer(fingerprint, **(values | fields))  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("snapshot") / "answers.bin"
@@ -53,7 +36,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_answer_comes_back_as_it_was(file: Path) -> None:
     @given(
         st.builds(
-            make,
+            make_answer,
             keys,
             route=texts,
             finish_reason=texts,
@@ -76,7 +59,7 @@ def test_every_answer_comes_back_as_it_was(file: Path) -> None:
 def test_whatever_the_order_each_key_finds_its_last_answer_and_other_keys_none(file: Path) -> None:
     @given(st.lists(st.tuples(keys, st.integers(0, 9).map(lambda number: b"%d" % number))), keys)
     def check(written: list[tuple[bytes, bytes]], other: bytes) -> None:
-        write_answers(file, [make(key, message_json=message) for key, message in written])
+        write_answers(file, [make_answer(key, message_json=message) for key, message in written])
         expected = dict(written)
         answers = AnswerFile(file)
         assert list(answers) == sorted(expected)
@@ -90,7 +73,7 @@ def test_whatever_the_order_each_key_finds_its_last_answer_and_other_keys_none(f
 
 def test_many_answers_are_found(file: Path) -> None:
     keys = [(number * 0x9E3779B97F4A7C15 % 2**128).to_bytes(16, "big")[::-1] for number in range(25_000)]
-    write_answers(file, (make(key, completion_tokens=number) for number, key in enumerate(keys)))
+    write_answers(file, (make_answer(key, completion_tokens=number) for number, key in enumerate(keys)))
     answers = AnswerFile(file)
     found = [answers.get(key, EVER) for key in keys]
     assert [answer and answer.completion_tokens for answer in found] == list(range(25_000))
@@ -98,8 +81,8 @@ def test_many_answers_are_found(file: Path) -> None:
 
 
 def test_what_has_expired_is_not_found(file: Path) -> None:
-    write_answers(file, [make()])
-    answers, end_us = AnswerFile(file), make().expires_us
+    write_answers(file, [make_answer()])
+    answers, end_us = AnswerFile(file), make_answer().expires_us
     assert answers.get(KEY, end_us - 1) is not None
     assert answers.get(KEY, end_us) is None
 
@@ -107,7 +90,7 @@ def test_what_has_expired_is_not_found(file: Path) -> None:
 def test_damaged_bytes_are_an_error_or_another_answer_of_that_key_and_nothing_else(file: Path) -> None:
     @given(st.lists(st.tuples(st.integers(0, 2**16), st.integers(1, 255)), min_size=1, max_size=4), st.integers(0, 300))
     def check(flips: list[tuple[int, int]], cut: int) -> None:
-        write_answers(file, [make(bytes(15) + bytes([number])) for number in range(3)])
+        write_answers(file, [make_answer(bytes(15) + bytes([number])) for number in range(3)])
         content = bytearray(file.read_bytes())
         for place, mask in flips:
             content[place % len(content)] ^= mask
@@ -126,7 +109,7 @@ def test_damaged_bytes_are_an_error_or_another_answer_of_that_key_and_nothing_el
 
 @pytest.mark.parametrize("cut", [1, 36, 100])
 def test_a_file_that_was_cut_short_is_refused_by_name(file: Path, cut: int) -> None:
-    write_answers(file, [make()])
+    write_answers(file, [make_answer()])
     file.write_bytes(file.read_bytes()[:-cut])
     with pytest.raises(SnapshotError, match=f"{file}: not as long as its directory says.*rollback"):
         AnswerFile(file)
@@ -134,16 +117,18 @@ def test_a_file_that_was_cut_short_is_refused_by_name(file: Path, cut: int) -> N
 
 @pytest.mark.parametrize("place", [16, 20, 48])
 def test_an_answer_whose_record_is_damaged_says_so(file: Path, place: int) -> None:
-    write_answers(file, [make()])
+    write_answers(file, [make_answer()])
     content = bytearray(file.read_bytes())
-    start = len(content) - len(record_of(make()))
+    start = len(content) - len(record_of(make_answer()))
     content[start + place] ^= 0x81  # lengths; the names
     file.write_bytes(content)
     with pytest.raises(SnapshotError, match=f"{file}: damaged at answer {KEY.hex()}.*rollback"):
         AnswerFile(file).get(KEY, EVER)
 
 
-@pytest.mark.parametrize("content", [b"", b"prebake\n", bytes(64), b"PAR1" + bytes(64)])
+@pytest.mark.parametrize(
+    "content", [b"", b"prebake\n", bytes(64), b"PAR1" + bytes(64), HEADER.pack(MAGIC, 1, 33, 0) + bytes(64)]
+)
 def test_what_is_no_file_of_answers_is_refused_by_name(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(SnapshotError, match=f"{file}: not a snapshot's data"):
@@ -151,7 +136,7 @@ def test_what_is_no_file_of_answers_is_refused_by_name(file: Path, content: byte
 
 
 def test_a_file_from_the_future_asks_for_an_upgrade(file: Path) -> None:
-    file.write_bytes(HEADER.pack(b"prebake\n", 2, 0, 0) + bytes(16))
+    file.write_bytes(HEADER.pack(MAGIC, 2, 0, 0) + bytes(16))
     with pytest.raises(SnapshotError, match="in format 2, this prebake reads format 1; upgrade"):
         AnswerFile(file)
 
@@ -161,14 +146,15 @@ def test_a_file_from_the_future_asks_for_an_upgrade(file: Path) -> None:
     [
         {"prompt_tokens": -1},
         {"completion_tokens": 2**32},
+        {"model": "m" * 70_000},
         {"run_id": "r\r\nset-cookie: a=b"},
     ],
 )
 def test_what_no_answer_can_have_is_refused_by_name(fields: dict[str, object]) -> None:
     with pytest.raises(SnapshotError, match=KEY.hex()):
-        record_of(make(**fields))
+        record_of(make_answer(**fields))
 
 
 def test_the_message_is_kept_as_bytes_ready_for_the_response() -> None:
     message = b'{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function"}]}'
-    assert record_of(make(message_json=message)).endswith(message)
+    assert record_of(make_answer(message_json=message)).endswith(message)
