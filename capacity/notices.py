@@ -1,7 +1,8 @@
 """Notices: asks the cloud every few seconds whether this machine is about to be taken, and tells a ``Stop``.
 
-In: the metadata service of AWS, GCP or Azure, on the link-local network. Out: ``stop.request(reason)``. Best effort on
-both sides: no answer is never read as a notice, and a machine may go without one.
+In: the metadata service of AWS, GCP or Azure, on the link-local network. Out: ``stop.request(reason)``, until shortly
+before the machine goes where the notice says when. Best effort on both sides: no answer is never read as a notice, and
+a machine may go without one.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Literal, Protocol
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, Literal, NamedTuple, Protocol
 
 import httpx
 
@@ -34,13 +37,20 @@ Cloud = Literal["", "aws", "gcp", "azure"]
 _logger = logging.getLogger(__name__)
 
 
+class Notice(NamedTuple):
+    """Why the machine goes, and when: in seconds since 1970, 0 where the cloud does not say."""
+
+    reason: str
+    at: float = 0.0
+
+
 class Ask(Protocol):
-    """Asks once; returns the reason of the notice, or nothing. Raises httpx.HTTPError where there was no answer."""
+    """Asks once; returns the notice if there is one. Raises httpx.HTTPError where there was no answer."""
 
     remedy: str
     """What to look at where there is never an answer."""
 
-    def __call__(self) -> str: ...
+    def __call__(self) -> Notice | None: ...
 
 
 class Ec2:
@@ -61,15 +71,16 @@ class Ec2:
         self._base = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
         self._token = ""
 
-    def __call__(self) -> str:
+    def __call__(self) -> Notice | None:
         if action := self.read("spot/instance-action"):
             notice = json.loads(action)
-            return f"EC2 spot notice: {notice['action']} at {notice.get('time', 'once')}"
+            at = notice.get("time")
+            return Notice(f"EC2 spot notice: {notice['action']} at {at or 'once'}", _at(datetime.fromisoformat, at))
         if self.read("autoscaling/target-lifecycle-state") == "Terminated":
-            return "EC2 Auto Scaling is terminating this machine"
+            return Notice("EC2 Auto Scaling is terminating this machine")
         if self._rebalance and self.read("events/recommendations/rebalance"):
-            return "EC2 rebalance recommendation"
-        return ""
+            return Notice("EC2 rebalance recommendation")
+        return None
 
     def read(self, path: str) -> str:
         """The item, or nothing where there is none (404). A refused token (401) is renewed once."""
@@ -100,9 +111,9 @@ class Gcp:
         host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
         self._url = f"http://{host}/computeMetadata/v1/instance/preempted"
 
-    def __call__(self) -> str:
+    def __call__(self) -> Notice | None:
         response = self._client.get(self._url, headers={"Metadata-Flavor": "Google"}).raise_for_status()
-        return "GCP preemption notice" if response.text.strip() == "TRUE" else ""
+        return Notice("GCP preemption notice") if response.text.strip() == "TRUE" else None
 
 
 class Azure:
@@ -120,23 +131,36 @@ class Azure:
         self._name_url = f"{base}/metadata/instance/compute/name?api-version=2021-02-01&format=text"
         self._name = ""
 
-    def __call__(self) -> str:
+    def __call__(self) -> Notice | None:
         self._name = self._name or self._get(self._name_url).text.strip()
         for event in self._get(self._events_url).json()["Events"]:
             if event["EventType"] in _AZURE_ENDS and self._name in event["Resources"]:
-                return f"{_AZURE_ENDS[event['EventType']]}: not before {event.get('NotBefore') or 'now'}"
-        return ""
+                not_before = event.get("NotBefore")  # empty once the event has begun
+                reason = f"{_AZURE_ENDS[event['EventType']]}: not before {not_before or 'now'}"
+                return Notice(reason, _at(parsedate_to_datetime, not_before))
+        return None
 
     def _get(self, url: str) -> httpx.Response:
         return self._client.get(url, headers={"Metadata": "true"}).raise_for_status()
 
 
+def _at(read: Callable[[str], datetime], text: str) -> float:
+    """Seconds since 1970; 0 for what is no time, because a notice counts without one."""
+    try:
+        return read(text).timestamp()
+    except (TypeError, ValueError):
+        return 0.0
+
+
 @contextmanager
-def watch(stop: Stop, cloud: Cloud, *, poll_s: float = POLL_S, rebalance: bool = False) -> Iterator[None]:
+def watch(
+    stop: Stop, cloud: Cloud, *, margin_s: float = 0.0, poll_s: float = POLL_S, rebalance: bool = False
+) -> Iterator[None]:
     """Poll in a thread of its own for as long as the block runs; the first notice requests the stop.
 
-    No cloud: nobody is asked. ``rebalance``: EC2's advice, which may come long before a notice or without one, counts
-    as a notice too.
+    Where it says when the machine goes, what runs may go on until ``margin_s`` before that, by this machine's clock. No
+    cloud: nobody is asked. ``rebalance``: EC2's advice, which may come long before a notice or without one, counts as a
+    notice too.
     """
     if not cloud:
         yield
@@ -145,7 +169,7 @@ def watch(stop: Stop, cloud: Cloud, *, poll_s: float = POLL_S, rebalance: bool =
     # No proxy: the service is on the machine's own link, and refuses forwarded requests.
     with httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client:
         ask = _source(cloud, client, rebalance)
-        thread = threading.Thread(target=poll, args=(ask, stop, ended, poll_s), name="notices", daemon=True)
+        thread = threading.Thread(target=poll, args=(ask, stop, ended, poll_s, margin_s), name="notices", daemon=True)
         thread.start()
         try:
             yield
@@ -154,24 +178,24 @@ def watch(stop: Stop, cloud: Cloud, *, poll_s: float = POLL_S, rebalance: bool =
             thread.join()
 
 
-def poll(ask: Ask, stop: Stop, ended: threading.Event, poll_s: float) -> None:
+def poll(ask: Ask, stop: Stop, ended: threading.Event, poll_s: float, margin_s: float) -> None:
     """Ask until a notice came, the block ended or somebody else stopped; wait longer while there is no answer."""
     wait_s = poll_s
     failures, told = 0, False
     while not ended.is_set() and not stop.requested:
         try:
-            reason = ask()
+            notice = ask()
             wait_s, failures = poll_s, 0
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:  # no answer, or none that is one
-            reason = ""
+            notice = None
             wait_s, failures = min(wait_s * 2, _LONGEST_WAIT_S), failures + 1
             if failures == _SILENT and not told:
                 told = True
                 _logger.warning(
                     "capacity.cloud: %d times no answer (%r), so no notice can arrive; %s", failures, error, ask.remedy
                 )
-        if reason:
-            stop.request(reason, notice=True)
+        if notice:
+            stop.request(notice.reason, notice=True, until=notice.at - margin_s)
         ended.wait(wait_s)
 
 

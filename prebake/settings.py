@@ -214,6 +214,11 @@ class Capacity(Section):
     cloud: Literal["", "aws", "gcp", "azure"] = Field(
         default="", description="Whose preemption notices a worker listens for; empty: signals only."
     )
+    margin_s: float = Field(
+        default=20.0,
+        ge=0,
+        description="Where a notice says when the machine goes, what runs is stopped this long before, in s.",
+    )
     rebalance: bool = Field(default=False, description="EC2's rebalance recommendation counts as a notice.")
     leave: bool = Field(
         default=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,10 +19,16 @@ class Stop:
         self._event = threading.Event()
         self.reason = ""
         self.notice = False
+        self._until = 0.0
 
-    def request(self, reason: str, *, notice: bool = False) -> None:
-        """Ask to stop; the first reason is kept. ``notice``: the cloud says that it takes the machine."""
+    def request(self, reason: str, *, notice: bool = False, until: float = 0.0) -> None:
+        """Ask to stop; the first reason is kept. ``notice``: the cloud says that it takes the machine.
+
+        ``until``, in seconds since 1970: nothing new is to be begun, what runs may go on till then. Whoever asks after
+        that means at once, unless he says until when.
+        """
         self.notice = self.notice or notice
+        self._until = until
         if not self._event.is_set():
             self.reason = reason
             self._event.set()
@@ -30,6 +37,11 @@ class Stop:
     def requested(self) -> bool:
         """Whether somebody asked to stop."""
         return self._event.is_set()
+
+    @property
+    def at_once(self) -> bool:
+        """Whether somebody asked to stop and what runs may not go on, or not any more."""
+        return self.requested and time.time() >= self._until
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep, but no longer than until the stop; returns whether it was requested."""

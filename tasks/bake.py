@@ -76,13 +76,13 @@ def bake(
 
     Returns when the plan is done, by whomever, or when the budget is spent. ``engine``: one that is loaded already
     (it stays open); None: the settings' own, loaded only if there is anything to bake. Raises Interrupted when
-    ``stop`` was requested, by a signal or by the cloud's notice (what was finished is kept), SettingsError,
-    EngineError, StorageError.
+    ``stop`` was requested, by a signal or by the cloud's notice: no prompt begins any more, those that run go on for as
+    long as the stop allows, and what was finished is kept. Raises SettingsError, EngineError, StorageError too.
     """
     progress, stop = progress or Silent(), stop or Stop()
-    notices = watch(stop, settings.capacity.cloud, rebalance=settings.capacity.rebalance)
+    capacity = settings.capacity
     with ExitStack() as stack:
-        stack.enter_context(notices)
+        stack.enter_context(watch(stop, capacity.cloud, margin_s=capacity.margin_s, rebalance=capacity.rebalance))
         writer = stack.enter_context(PartWriter(store, settings.engine, plan_id, owner, stop))
         pulse = stack.enter_context(PulseTaker(store.ledger, settings, writer, stop, plan_id, run_id, owner))
         purse = stack.enter_context(Purse(store.ledger, settings, plan_id, run_id, owner, pulse.tally))
@@ -153,7 +153,7 @@ class _Baking:
         self._kept_s = started
         more = True
         try:
-            while not self._stop.requested and (more or engine.in_flight):
+            while not self._stop.at_once and (more or engine.in_flight):
                 more = self._fill(engine, feed)
                 if not engine.in_flight and more:
                     self._stop.wait(_WAIT_S)  # others hold the last shards
@@ -168,7 +168,9 @@ class _Baking:
 
     def _fill(self, engine: Engine, feed: Iterator[_Order | Literal["later"]]) -> bool:
         """Top up the engine; returns whether there may be more to come."""
-        while engine.in_flight < engine.capacity and not self._stop.requested:
+        while engine.in_flight < engine.capacity:
+            if self._stop.requested:
+                return False
             if time.monotonic() < self._ask_again_s:
                 return True
             order = self._held or next(feed, None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -34,13 +36,24 @@ def client() -> Iterator[httpx.Client]:
 
 
 def test_ec2_without_a_notice_says_nothing(metadata: Metadata, client: httpx.Client) -> None:
-    assert Ec2(client)() == ""
+    assert Ec2(client)() is None
     assert metadata.tokens_given == 1
 
 
 def test_ec2_spot_notice_names_what_will_happen_and_when(metadata: Metadata, client: httpx.Client) -> None:
     metadata.items[EC2 + "spot/instance-action"] = NOTICE
-    assert Ec2(client)() == "EC2 spot notice: terminate at 2026-01-05T03:02:00Z"
+    at = datetime(2026, 1, 5, 3, 2, tzinfo=UTC).timestamp()
+    assert Ec2(client)() == ("EC2 spot notice: terminate at 2026-01-05T03:02:00Z", at)
+
+
+@pytest.mark.parametrize("time", ["", ', "time": null', ', "time": "soon"', ', "time": 17'])
+def test_a_spot_notice_whose_time_cannot_be_read_counts_at_once(
+    metadata: Metadata, client: httpx.Client, time: str
+) -> None:
+    metadata.items[EC2 + "spot/instance-action"] = f'{{"action": "terminate"{time}}}'
+    notice = Ec2(client)()
+    assert notice
+    assert notice.at == 0
 
 
 def test_ec2_auto_scaling_terminations_count_though_they_give_no_spot_notice(
@@ -48,15 +61,15 @@ def test_ec2_auto_scaling_terminations_count_though_they_give_no_spot_notice(
 ) -> None:
     ask = Ec2(client)
     metadata.items[EC2 + "autoscaling/target-lifecycle-state"] = "InService"
-    assert ask() == ""
+    assert ask() is None
     metadata.items[EC2 + "autoscaling/target-lifecycle-state"] = "Terminated"
-    assert ask() == "EC2 Auto Scaling is terminating this machine"
+    assert ask() == ("EC2 Auto Scaling is terminating this machine", 0)
 
 
 def test_ec2_rebalance_advice_counts_only_where_it_is_wanted(metadata: Metadata, client: httpx.Client) -> None:
     metadata.items[EC2 + "events/recommendations/rebalance"] = '{"noticeTime": "2026-01-05T03:00:00Z"}'
-    assert Ec2(client)() == ""
-    assert Ec2(client, rebalance=True)() == "EC2 rebalance recommendation"
+    assert Ec2(client)() is None
+    assert Ec2(client, rebalance=True)() == ("EC2 rebalance recommendation", 0)
 
 
 def test_ec2_token_is_kept_and_renewed_once_it_is_refused(metadata: Metadata, client: httpx.Client) -> None:
@@ -66,7 +79,9 @@ def test_ec2_token_is_kept_and_renewed_once_it_is_refused(metadata: Metadata, cl
     assert metadata.tokens_given == 1
     metadata.tokens.clear()
     metadata.items[EC2 + "spot/instance-action"] = NOTICE
-    assert ask().startswith("EC2 spot notice")
+    notice = ask()
+    assert notice
+    assert notice.reason.startswith("EC2 spot notice")
     assert metadata.tokens_given == 2
 
 
@@ -79,24 +94,32 @@ def test_a_failing_service_is_no_answer_and_no_notice(metadata: Metadata, client
 
 def test_gcp_preempted(metadata: Metadata, client: httpx.Client) -> None:
     metadata.items[GCP] = "FALSE"
-    assert Gcp(client)() == ""
+    assert Gcp(client)() is None
     metadata.items[GCP] = "TRUE"
-    assert Gcp(client)() == "GCP preemption notice"
+    assert Gcp(client)() == ("GCP preemption notice", 0)
 
 
 def test_azure_preempt_event_among_others(metadata: Metadata, client: httpx.Client) -> None:
     metadata.items[AZURE] = azure_events("Reboot")
-    assert Azure(client)() == ""
+    assert Azure(client)() is None
     metadata.items[AZURE] = azure_events("Reboot", "Preempt")
-    assert Azure(client)() == "Azure preemption notice: not before Mon, 05 Jan 2026 03:00:30 GMT"
+    at = datetime(2026, 1, 5, 3, 0, 30, tzinfo=UTC).timestamp()
+    assert Azure(client)() == ("Azure preemption notice: not before Mon, 05 Jan 2026 03:00:30 GMT", at)
+
+
+def test_an_azure_event_that_has_begun_has_no_time_any_more(metadata: Metadata, client: httpx.Client) -> None:
+    metadata.items[AZURE] = azure_events("Preempt", not_before="")
+    assert Azure(client)() == ("Azure preemption notice: not before now", 0)
 
 
 def test_azure_events_of_the_scale_sets_other_machines_are_theirs(metadata: Metadata, client: httpx.Client) -> None:
     ask = Azure(client)
     metadata.items[AZURE] = azure_events("Preempt", "Terminate", of="bake_11")
-    assert ask() == ""
+    assert ask() is None
     metadata.items[AZURE] = azure_events("Terminate")
-    assert ask() == "Azure termination notice: not before Mon, 05 Jan 2026 03:00:30 GMT"
+    notice = ask()
+    assert notice
+    assert notice.reason.startswith("Azure termination notice")
     assert metadata.asked.count(AZURE_NAME) == 1
 
 
@@ -108,6 +131,27 @@ def test_a_notice_requests_the_stop(metadata: Metadata) -> None:
         assert stop.wait(10)
     assert stop.reason.startswith("EC2 spot notice")
     assert stop.notice
+    assert stop.at_once
+
+
+def test_what_runs_may_go_on_until_the_margin_before_the_machine_goes(metadata: Metadata) -> None:
+    in_two_minutes = (datetime.now(UTC) + timedelta(minutes=2)).isoformat()
+    metadata.items[EC2 + "spot/instance-action"] = f'{{"action": "terminate", "time": "{in_two_minutes}"}}'
+    for margin_s, at_once in (20, False), (130, True):
+        stop = Stop()
+        with watch(stop, "aws", margin_s=margin_s, poll_s=0.01):
+            assert stop.wait(10)
+        assert stop.at_once is at_once
+
+
+def test_whoever_asks_after_a_notice_means_at_once() -> None:
+    stop = Stop()
+    stop.request("EC2 spot notice", notice=True, until=time.time() + 100)
+    assert stop.requested
+    assert not stop.at_once
+    stop.request("SIGTERM")
+    assert stop.at_once
+    assert stop.reason == "EC2 spot notice"
 
 
 def test_failures_before_a_notice_delay_it_and_are_not_read_as_one(metadata: Metadata) -> None:
@@ -115,8 +159,8 @@ def test_failures_before_a_notice_delay_it_and_are_not_read_as_one(metadata: Met
     metadata.failures = 3
     metadata.items[GCP] = "FALSE"
     with watch(stop, "gcp", poll_s=0.01):
-        assert not stop.wait(0.3)
-        assert metadata.failures == 0
+        wait_until(lambda: metadata.failures == 0, within_s=10)
+        assert not stop.wait(0.1)
         metadata.items[GCP] = "TRUE"
         assert stop.wait(10)
 

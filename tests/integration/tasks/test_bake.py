@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -81,8 +82,8 @@ def test_a_refused_prompt_is_recorded_with_its_reason_and_not_asked_again(
 class _StopAtFirstAnswer:
     """The engine, and somebody who asks to stop as soon as it has answered anything."""
 
-    def __init__(self, engine: Engine, stop: Stop) -> None:
-        self._engine, self._stop = engine, stop
+    def __init__(self, engine: Engine, stop: Stop, until: float = 0.0) -> None:
+        self._engine, self._stop, self._until = engine, stop, until
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -90,7 +91,7 @@ class _StopAtFirstAnswer:
     def step(self) -> list[Completion]:
         done = self._engine.step()
         if done:
-            self._stop.request("the test says so")
+            self._stop.request("the test says so", until=self._until)
         return done
 
 
@@ -119,6 +120,22 @@ def test_a_bake_that_was_stopped_goes_on_from_the_very_token(
     assert report.resumed_tokens > 0
     baked = {row["fingerprint"]: row["completion_tokens"] for row in committed(store)}
     assert baked == dict(zip(planned, limits, strict=True))
+
+
+def test_answers_under_way_are_finished_where_a_notice_leaves_time_and_none_begins(
+    store: Store, settings: Settings, engine: Engine
+) -> None:
+    planned = add_plan(store, settings, [question(n, max_tokens=10 + n, ignore_eos=True) for n in range(160)])
+    stop = Stop()
+    noticed = _StopAtFirstAnswer(engine, stop, until=time.time() + 600)
+    with pytest.raises(Interrupted, match="the test says so"):
+        _bake(store, settings, cast(Engine, noticed), stop=stop)
+    before = committed(store)
+    assert {row["fingerprint"] for row in before} == set(planned[: len(before)])
+    assert engine.capacity <= len(before) < len(planned)
+    report = _bake(store, settings, engine)
+    assert report.resumed_tokens == report.restarted == 0
+    assert Counter(row["fingerprint"] for row in committed(store)) == Counter(planned)
 
 
 def test_log_probabilities_may_be_left_out(store: Store, settings: Settings, slow_engine: Engine) -> None:
