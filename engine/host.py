@@ -24,10 +24,15 @@ from prebake.errors import EngineError, PrebakeError
 from prebake.settings import Engine as EngineSettings
 
 BEAT_S: Final = 1.0
+_last_words: Final = threading.Lock()
 
 
 def main() -> None:
     """Serve the engine on the socket whose file descriptor is the first argument."""
+    # A signal to all processes, as systemd sends, ends vLLM's; this one stays, to tell what there was of each answer.
+    # A handler, and not SIG_IGN, which all that vLLM starts would inherit.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     socket = Connection(int(sys.argv[1]))
     settings: EngineSettings = socket.recv()
     orders: queue.Queue[tuple[str, Any]] = queue.Queue()
@@ -38,14 +43,14 @@ def main() -> None:
     except PrebakeError as error:
         socket.send(("failed", error))
         return
-    threading.Thread(target=_watch, args=(engine,), daemon=True).start()
+    threading.Thread(target=_watch, args=(engine, socket), daemon=True).start()
     socket.send(("ready", (engine.model, engine.capacity, engine.limits)))
     try:
         _serve(engine, socket, orders)
     except Exception:  # noqa: BLE001 - whatever it is, this engine is lost; the log has the traceback
         traceback.print_exc()
         sys.stderr.flush()
-        _end_group()
+        _tell_and_end(engine, socket)
     engine.close()
     socket.send(("closed", None))
 
@@ -94,10 +99,17 @@ def _receive(socket: Connection, orders: queue.Queue[tuple[str, Any]]) -> None:
         _end_group()
 
 
-def _watch(engine: Any) -> None:
+def _watch(engine: Any, socket: Connection) -> None:
     while engine.alive:
         time.sleep(0.2)
-    _end_group()
+    time.sleep(0.2)  # a step that is not blocked is through by now
+    _tell_and_end(engine, socket)
+
+
+def _tell_and_end(engine: Any, socket: Connection) -> NoReturn:
+    with _last_words:  # and never again
+        socket.send(("done", engine.remains()))
+        _end_group()
 
 
 def _end_group() -> NoReturn:

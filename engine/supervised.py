@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -20,7 +21,7 @@ from prebake.settings import Engine as EngineSettings
 from prebake.stop import Stop
 
 WAIT_S: Final = 0.2
-SALVAGE_S: Final = 5.0
+SALVAGE_S: Final = 10.0  # a core whose workers a signal has ended takes three to end too
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +86,12 @@ class SupervisedEngine:
         return done + self._convict()
 
     def salvage(self) -> list[Completion]:
-        """Stop all that is in flight and give it back, partial where the engine still tells, within five seconds."""
+        """Stop all that is in flight and give it back, partial where the engine still tells, within ten seconds."""
         done = list[Completion]()
         self._salvaging = True
-        try:
+        with suppress(EngineDied):  # what it had to say is read all the same
             self._process.send("salvage")
+        with suppress(EngineDied):
             deadline = time.monotonic() + SALVAGE_S
             while time.monotonic() < deadline:
                 message = self._process.receive(deadline - time.monotonic())
@@ -97,8 +99,6 @@ class SupervisedEngine:
                     done += self._take(message[1])
                 if message and message[0] == "salvaged":
                     break
-        except EngineDied:
-            pass  # the partial answers died with it
         done += [Completion(p.key, Status.PARTIAL, partial=p.partial) for p in self._in_flight.values()]
         self._in_flight.clear()
         self._search, self._accused, self._salvaging = None, None, False

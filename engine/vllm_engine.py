@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
@@ -36,6 +38,7 @@ class _Flight:
     resumed: Partial | None
     sampling: SamplingParams
     added_s: float
+    state: Any  # vLLM's own, with what has arrived of the answer
 
 
 class VllmEngine:
@@ -81,14 +84,17 @@ class VllmEngine:
                 engine_input = self._reader.with_partial(engine_input, resumed.token_ids)
                 sampling = sampling.clone()
                 sampling.max_tokens -= len(resumed.token_ids)
-            self._count_only(self._core.add_request(prompt.key.hex(), engine_input, sampling))
+            request_id = self._core.add_request(prompt.key.hex(), engine_input, sampling)
         except EngineDeadError:
             raise
         except Exception as error:  # noqa: BLE001 - users' text through the model's own template may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             self._refused.append(Completion(prompt.key, Status.REFUSED, error=reason))
         else:
-            self._flights[prompt.key.hex()] = _Flight(prompt, resumed, sampling, time.monotonic())
+            state = self._core.output_processor.request_states[request_id]
+            # Keep vLLM from spelling each token beside its log-probability: of those only the sum is wanted.
+            state.logprobs_processor.tokenizer = None
+            self._flights[prompt.key.hex()] = _Flight(prompt, resumed, sampling, time.monotonic(), state)
 
     def step(self) -> list[Completion]:
         """What finished in the next step of the engine; blocks for that long."""
@@ -101,19 +107,33 @@ class VllmEngine:
         """Stop all that is in flight and give it back; the engine can be used again."""
         done, self._refused = self._refused, []
         # abort_request() would drop the tokens; a sleep that aborts hands them back as finished outputs.
-        self._core.sleep(level=0, mode="abort")
-        while self._flights:
-            done += self.step()
-        self._core.wake_up(["scheduling"])
-        return done
+        asleep = self._sleeps()
+        with suppress(EngineDeadError):
+            while self._flights:
+                done += self.step()
+            if asleep:
+                self._core.wake_up(["scheduling"])
+        return done + self.remains()
+
+    def remains(self) -> list[Completion]:
+        """What there is of each answer when the core has died: all that it had sent."""
+        flights, self._flights = self._flights, {}
+        return [
+            self._partial(flight, flight.state.detokenizer.output_token_ids, flight.state.logprobs_processor)
+            for flight in flights.values()
+        ]
+
+    def _sleeps(self) -> bool:
+        """Abort all; False if the core has had a signal of its own: then it does so by itself, and takes no orders."""
+        try:
+            self._core.sleep(level=0, mode="abort")
+        except Exception:  # noqa: BLE001 - vLLM has no type for a call that is turned down
+            return False
+        return True
 
     def close(self) -> None:
         """End vLLM's processes."""
         self._core.engine_core.shutdown()
-
-    def _count_only(self, request_id: str) -> None:
-        """Keep vLLM from spelling each token beside its log-probability: of those only the sum is wanted."""
-        self._core.output_processor.request_states[request_id].logprobs_processor.tokenizer = None
 
     def _fits(self, partial: Partial | None, sampling: SamplingParams) -> TypeGuard[Partial]:
         """Whether it is ours to go on from, and leaves something to do."""
@@ -122,13 +142,12 @@ class VllmEngine:
     def _completion(self, output: Any) -> Completion:
         flight = self._flights.pop(output.request_id)
         answer = output.outputs[0]
+        if answer.finish_reason == "abort":
+            return self._partial(flight, answer.token_ids, answer)
         before = flight.resumed or Partial(self.model, (), 0.0)
         token_ids = (*before.token_ids, *answer.token_ids)
         logprob_sum = _add(before.logprob_sum, answer.cumulative_logprob)
         engine_s = time.monotonic() - flight.added_s
-        if answer.finish_reason == "abort":
-            partial = Partial(self.model, token_ids, logprob_sum)
-            return Completion(flight.prompt.key, Status.PARTIAL, engine_s=engine_s, partial=partial)
         status = _FINISHED.get(answer.finish_reason)
         if status is None:
             error = f"the engine ended it with finish reason {answer.finish_reason!r}"
@@ -145,6 +164,13 @@ class VllmEngine:
             resumed_tokens=len(before.token_ids),
             restarted=flight.resumed is None and flight.prompt.partial is not None,
         )
+
+    def _partial(self, flight: _Flight, token_ids: Sequence[int], counted: Any) -> Completion:
+        before = flight.resumed or Partial(self.model, (), 0.0)
+        logprob_sum = _add(before.logprob_sum, counted.cumulative_logprob)
+        partial = Partial(self.model, (*before.token_ids, *token_ids), logprob_sum)
+        engine_s = time.monotonic() - flight.added_s
+        return Completion(flight.prompt.key, Status.PARTIAL, engine_s=engine_s, partial=partial)
 
     def _text(self, flight: _Flight, output: Any, token_ids: tuple[int, ...]) -> str:
         answer = output.outputs[0]
