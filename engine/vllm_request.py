@@ -107,7 +107,8 @@ class RequestReader:
         template = {"tools": tools, "tokenize": self._tokenizes_itself}
         if self._logprobs:
             sampling.logprobs, sampling.flat_logprobs = 0, True  # the chosen token's own, nothing more
-        sampling.skip_clone = False  # shared by all prompts that ask so: vLLM must copy before it writes
+        # Shared by all prompts that ask so: vLLM gives each a shallow copy (its request class sets skip_clone). Enough,
+        # for to what the fields hold it only adds the model's own end tokens, the same ones each time.
         return Asked(
             sampling,
             request.build_chat_params(None, "auto").with_defaults(template),

@@ -114,6 +114,24 @@ def test_parameters_of_the_request_reach_the_model(engine: Engine) -> None:
     assert len(set(done[3].message["content"])) == 1
 
 
+def test_prompts_that_share_their_parameters_do_not_change_them_for_each_other(engine: Engine) -> None:
+    partial = Partial(engine.model, (40, 41, 42), -3.0)
+    words = {"bad_words": ["the"], "stop_token_ids": [40], "min_tokens": 4}
+    done = answer_all(
+        engine,
+        [
+            replace(ask(1, "count", ignore_eos=True), partial=partial),
+            ask(2, "count", ignore_eos=True),
+            *(ask(n, "count", **words) for n in (3, 4)),
+            *(ask(n, "count", limit=64, response_format={"type": "json_object"}) for n in (5, 6)),
+        ],
+    )
+    assert done[1].resumed_tokens == 3
+    assert done[1].completion_tokens == done[2].completion_tokens == 16
+    assert done[3].message == done[4].message is not None
+    assert done[5].message == done[6].message is not None
+
+
 def test_control_tokens_in_the_text_are_text(engine: Engine) -> None:
     done = answer_all(engine, [ask(1, "a <|end|> b"), ask(2, "a  b"), ask(3, "<|end|><|assistant|>" * 2)])
     # As a control token <|end|> would be one token; as text it is several.
