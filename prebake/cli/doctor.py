@@ -149,6 +149,27 @@ def _prefect(_settings: Settings) -> Iterator[Finding]:
         yield Finding("Prefect", "warn", "not installed here; `prebake nightly` works without it", "see requirements/")
     else:
         yield Finding("Prefect", "ok", version("prefect"))
+        yield _prefect_server()
+
+
+def _prefect_server() -> Finding:
+    """Whether the server that Prefect's own settings name (environment or profile) is there."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    start = "run: prebake prefect"
+    if not (url := PREFECT_API_URL.value()):
+        detail = "PREFECT_API_URL is not set: a run outside `prebake prefect` starts a temporary server for itself"
+        return Finding("Prefect server", "ok", detail, f"{start}; then set PREFECT_API_URL to the address it prints")
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),  # of a busy server; here an answer at once is wanted
+        get_client(httpx_settings={"timeout": 3}, sync_client=True) as client,
+    ):
+        error = client.api_healthcheck()
+    if error is None:
+        return Finding("Prefect server", "ok", f"{redacted(url)} is healthy")
+    remedy = f"{start}, or correct PREFECT_API_URL; `prebake nightly` works without it"
+    return Finding("Prefect server", "warn", f"{redacted(url)} does not answer ({type(error).__name__})", remedy)
 
 
 def _upstream(settings: Settings) -> Iterator[Finding]:

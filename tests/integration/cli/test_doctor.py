@@ -12,6 +12,7 @@ from botocore.stub import ANY, Stubber
 from typer.testing import CliRunner
 
 from prebake.cli.app import app
+from tests.integration.cli.test_commands import prebake
 
 ZONES = """
 [store]
@@ -95,3 +96,28 @@ def test_no_credentials_are_a_warning_too(tmp_path: Path, monkeypatch: pytest.Mo
 def test_who_buys_no_spot_machines_hears_nothing_of_them(tmp_path: Path) -> None:
     elsewhere = ZONES.replace('"groups"', '"processes"') + zone("us-east-2a", "g6.2xlarge")
     assert findings(tmp_path, elsewhere, "spot") == []
+
+
+def prefect_server(folder: Path, **environment: str) -> Any:
+    """What the command says of Prefect's server, with no profile of this machine's user."""
+    run = prebake(folder, "doctor", "--json", PREFECT_HOME=str(folder / "prefect"), **environment)
+    (found,) = [row for row in json.loads(run.stdout)["findings"] if row["what"] == "Prefect server"]
+    return found
+
+
+def test_a_prefect_server_that_is_not_there_is_a_warning_with_the_command_that_starts_one(tmp_path: Path) -> None:
+    found = prefect_server(tmp_path, PREFECT_API_URL="http://me:secret@127.0.0.1:9/api")
+    assert found["state"] == "warn"
+    assert "127.0.0.1:9/api does not answer" in found["detail"]
+    assert "secret" not in found["detail"]
+    assert "prebake prefect" in found["remedy"]
+
+
+def test_without_an_address_it_says_that_runs_start_a_temporary_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    found = prefect_server(tmp_path)
+    assert found["state"] == "ok"
+    assert "temporary server" in found["detail"]
+    assert "prebake prefect" in found["remedy"]
