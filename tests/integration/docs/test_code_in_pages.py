@@ -166,8 +166,10 @@ def test_the_lines_for_a_store_in_s3_find_one_answer_and_many(
     objects = open_objects(Store(root="s3://bucket/prebake", s3_endpoint_url=s3_server))
     publish_snapshot(objects, [answer], run_id="run", keep=3, now=datetime.now(UTC))
     names: dict[str, Any] = {"body": ask(BAKED), "tenant": "acme", "fingerprints": [bytes(16), answer.fingerprint]}
+    names["bodies"] = [ask("Something else?"), ask(BAKED)]
     exec(the_one(GATEWAY, "python", "s3://bucket/prebake"), names)
     assert names["found"].answer.message["content"] == STORED
+    assert [found.cache for found in names["each"]] == ["miss", "hit"]
     assert [found and found.message["content"] for found in names["answers"]] == [None, STORED]
 
 
