@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import boto3
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from prebake.errors import InputError, PrebakeError
 
 TABLE = Path(__file__).with_name("prices.csv")
+# Prices and scores are advice: whoever asks goes on without, and must not wait minutes for an address that is silent.
+_CONFIG: Final = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 2})
 
 
 class PriceError(PrebakeError):
@@ -76,7 +79,6 @@ def list_price(machine_type: str, region: str) -> ListPrice:
 
 def spot_prices(machine_types: list[str], region: str, *, client: Any = None) -> list[SpotPrice]:
     """The latest Linux spot price of each type in each zone of the region, by type and zone, as AWS has it now."""
-    ec2 = client or boto3.client("ec2", region_name=region)
     now = datetime.now(UTC)
     latest: dict[tuple[str, str], SpotPrice] = {}
     request = {
@@ -86,6 +88,7 @@ def spot_prices(machine_types: list[str], region: str, *, client: Any = None) ->
         "EndTime": now,
     }
     try:
+        ec2 = client or _ec2(region)
         for page in ec2.get_paginator("describe_spot_price_history").paginate(**request):
             for row in page["SpotPriceHistory"]:
                 found = SpotPrice(
@@ -103,7 +106,6 @@ def placement_scores(
     machine_types: list[str], regions: list[str], machines: int, *, client: Any = None
 ) -> dict[str, int]:
     """AWS's advice by zone id, 1 to 10: how likely it is to grant that many spot machines now. Not a promise."""
-    ec2 = client or boto3.client("ec2", region_name=regions[0])
     request = {
         "InstanceTypes": machine_types,
         "RegionNames": regions,
@@ -114,6 +116,7 @@ def placement_scores(
     scores: dict[str, int] = {}
     token: dict[str, str] = {}
     try:
+        ec2 = client or _ec2(regions[0])
         while True:
             answer = ec2.get_spot_placement_scores(**request, **token)
             scores |= {row["AvailabilityZoneId"]: row["Score"] for row in answer["SpotPlacementScores"]}
@@ -122,3 +125,7 @@ def placement_scores(
             token = {"NextToken": answer["NextToken"]}
     except (ClientError, BotoCoreError) as error:
         raise PriceError(f"spot placement scores of {', '.join(machine_types)}: {error}") from error
+
+
+def _ec2(region: str) -> Any:
+    return boto3.client("ec2", region_name=region, config=_CONFIG)

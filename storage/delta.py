@@ -26,6 +26,7 @@ from prebake.errors import ConflictError, StorageError
 from prebake.tables import Table
 from storage.data_file import DataFile
 from storage.objects import TABLES, Objects
+from storage.s3_refusal import explained
 
 _TRIES: Final = 20
 _KEEP_HOURS: Final = 7 * 24
@@ -253,7 +254,7 @@ class DeltaTable:
         try:
             yield
         except (DeltaError, OSError) as error:
-            raise StorageError(f"{self.uri}: cannot {what} the table: {_reason(error)}") from error
+            raise StorageError(f"{self.uri}: cannot {what} the table: {explained(_reason(error))}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from prebake.errors import ConflictError, SettingsError, StorageError
 from storage.objects import S3_SCHEME, ObjectInfo, Objects, check_key
+from storage.s3_refusal import explained
 
 _CONFIG: Final = Config(connect_timeout=5, read_timeout=60, retries={"mode": "standard", "max_attempts": 5})
 _TABLE_OPTIONS: Final = {
@@ -37,6 +38,7 @@ class S3Objects(Objects):
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"{S3_SCHEME}{self._bucket}/{self._prefix}".rstrip("/")
         self._endpoint_url = endpoint_url
+        self._bucket_seen = False
         self._session = boto3.session.Session()
         with self._sentences(""):
             self._s3 = self._session.client("s3", endpoint_url=endpoint_url or None, config=_CONFIG)
@@ -68,6 +70,7 @@ class S3Objects(Objects):
                 head = self._s3.head_object(**self._address(key))
             except ClientError as error:
                 if _code(error) in _MISSING:
+                    self._check_bucket()
                     return None
                 raise
         return ObjectInfo(key, head["ContentLength"], head["ETag"])
@@ -117,6 +120,17 @@ class S3Objects(Objects):
     def _address(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
 
+    def _check_bucket(self) -> None:
+        """Raise StorageError where there is no such bucket: of an object's head, S3 says only that there is none."""
+        if self._bucket_seen:
+            return
+        try:
+            self._s3.head_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if _code(error) in _MISSING:
+                raise StorageError(f"{self.uri}: {explained('S3 refused: NoSuchBucket')}") from None
+        self._bucket_seen = True  # who may not ask for the bucket's head may still use it
+
     def _put(self, key: str, data: bytes, *, missing_is_conflict: bool = False, **condition: str) -> str:
         with self._sentences(key):
             try:
@@ -137,9 +151,9 @@ class S3Objects(Objects):
         except ClientError as error:
             if _code(error) in _MISSING:
                 raise StorageError(f"{place}: there is no such object") from None
-            raise StorageError(f"{place}: S3 refused: {error}") from error
+            raise StorageError(f"{place}: S3 refused: {explained(str(error))}") from error
         except BotoCoreError as error:
-            raise StorageError(f"{place}: S3 cannot be used: {error}") from error
+            raise StorageError(f"{place}: S3 cannot be used: {explained(str(error))}") from error
         except OSError as error:
             raise StorageError(f"{place}: {error.filename}: {error.strerror}") from error
 

@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(context: typer.Context, json: Json = False) -> None:
-    """Check settings, store, ledger, engine, Prefect and upstream; print the effective settings and their origin.
+    """Check settings, store, ledger, engine, Prefect, upstream, spot; print the effective settings and their origin.
 
     Exit code 0 when a night can run, 1 when something must be done first.
 
@@ -149,6 +149,27 @@ def _prefect(_settings: Settings) -> Iterator[Finding]:
         yield Finding("Prefect", "warn", "not installed here; `prebake nightly` works without it", "see requirements/")
     else:
         yield Finding("Prefect", "ok", version("prefect"))
+        yield _prefect_server()
+
+
+def _prefect_server() -> Finding:
+    """Whether the server that Prefect's own settings name (environment or profile) is there."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    start = "run: prebake prefect"
+    if not (url := PREFECT_API_URL.value()):
+        detail = "PREFECT_API_URL is not set: a run outside `prebake prefect` starts a temporary server for itself"
+        return Finding("Prefect server", "ok", detail, f"{start}; then set PREFECT_API_URL to the address it prints")
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),  # of a busy server; here an answer at once is wanted
+        get_client(httpx_settings={"timeout": 3}, sync_client=True) as client,
+    ):
+        error = client.api_healthcheck()
+    if error is None:
+        return Finding("Prefect server", "ok", f"{redacted(url)} is healthy")
+    remedy = f"{start}, or correct PREFECT_API_URL; `prebake nightly` works without it"
+    return Finding("Prefect server", "warn", f"{redacted(url)} does not answer ({type(error).__name__})", remedy)
 
 
 def _upstream(settings: Settings) -> Iterator[Finding]:
@@ -163,6 +184,30 @@ def _upstream(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("upstream", "ok", f"{settings.gateway.upstream} answers {status}")
+
+
+def _placement(settings: Settings) -> Iterator[Finding]:
+    """AWS's advice on the spot machines that the zones ask for; a night runs without it."""
+    zones = [zone for zone in settings.capacity.zones if zone.spot_group and zone.machine_type]
+    if settings.capacity.workers != "groups" or not zones:
+        return
+    from capacity.controller import region_of
+    from capacity.prices import PriceError, placement_scores
+
+    machines = settings.capacity.max_machines
+    for region in sorted({region_of(zone) for zone in zones}):
+        types = sorted({zone.machine_type for zone in zones if region_of(zone) == region})
+        wanted = f"{machines} machines of {' or '.join(types)}"
+        try:
+            scores = placement_scores(types, [region], machines)
+        except PriceError as error:
+            remedy = "give this machine AWS credentials with the right ec2:GetSpotPlacementScores"
+            yield Finding(f"spot in {region}", "warn", str(error), remedy)
+            continue
+        for zone_id, score in sorted(scores.items()):
+            yield Finding(f"spot in {zone_id}", "ok", f"AWS gives {wanted} a score of {score} of 10")
+        if not scores:
+            yield Finding(f"spot in {region}", "warn", f"AWS names no zone for {wanted}", "add zones or machine types")
 
 
 def _near(settings: Settings) -> Iterator[Finding]:
@@ -191,4 +236,4 @@ def _installed(package: str) -> bool:
         return False
 
 
-CHECKS = (_store, _engine, _prices, _prefect, _upstream, _near)
+CHECKS = (_store, _engine, _prices, _prefect, _upstream, _placement, _near)

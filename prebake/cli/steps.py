@@ -104,14 +104,8 @@ def bake(
         run = stack.enter_context(_step(context, json, max_machines=workers))
         step, options = _on_ray(stack, ray, workers, gpus) if ray else _here(workers)
         chosen = plan_id or newest_plan(run.store)
-        run_id = run.store.ledger.start_run("bake", None, {"plan_id": chosen})
-        try:
+        with _recorded(run.store, "bake", {"plan_id": chosen}) as run_id:
             report = run(step, chosen, run_id=run_id, **options)
-        except BaseException as error:
-            status = "stopped" if isinstance(error, Interrupted) else "failed"
-            run.store.ledger.finish_run(run_id, status, {"error": str(error)})
-            raise
-        run.store.ledger.finish_run(run_id, "completed", {})
         show("bake", report, json)
     leave(settings_of(context))
 
@@ -124,9 +118,8 @@ def publish(context: typer.Context, json: Json = False) -> None:
     from tasks.publish import publish as step
 
     with _step(context, json) as run:
-        run_id = run.store.ledger.start_run("publish", None, {})
-        report = run(step, run_id=run_id, now=datetime.now(UTC))
-        run.store.ledger.finish_run(run_id, "completed", {})
+        with _recorded(run.store, "publish", {}) as run_id:
+            report = run(step, run_id=run_id, now=datetime.now(UTC))
         show("publish", report, json)
 
 
@@ -150,6 +143,19 @@ def _on_ray(
         raise PrebakeError(f"{error.name} is not installed here; install the extra `ray` (see requirements/)") from None
     stack.enter_context(ray_cluster(address))
     return bake_on_ray, {"workers": workers or 1, "gpus": gpus}
+
+
+@contextmanager
+def _recorded(store: Any, kind: str, parameters: dict[str, Any]) -> Iterator[str]:
+    """A run in the ledger, with how it ended."""
+    run_id = store.ledger.start_run(kind, None, parameters)
+    try:
+        yield run_id
+    except BaseException as error:
+        status = "stopped" if isinstance(error, Interrupted) else "failed"
+        store.ledger.finish_run(run_id, status, {"error": str(error)})
+        raise
+    store.ledger.finish_run(run_id, "completed", {})
 
 
 class _Runner:

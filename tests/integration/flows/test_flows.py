@@ -15,6 +15,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.backfill import backfill
@@ -27,6 +28,7 @@ from prebake.pulse import Pulse
 from prebake.settings import Settings
 from prebake.stop import Stop
 from storage.store import open_store
+from tests.integration.cli.test_doctor import prefect_server
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +165,12 @@ def test_sigterm_ends_a_run_as_cancelled_says_what_was_drained_and_keeps_the_las
     figures = {row["figure"]: row["value"] for row in json.loads(rows)}
     assert figures["answers"] == "4 of 10"
     assert figures["spent by this worker"] == "$0.500 of $2.00"
+
+
+def test_doctor_says_that_the_server_is_healthy(tmp_path: Path) -> None:
+    address = PREFECT_API_URL.value()
+    found = prefect_server(tmp_path, PREFECT_API_URL=address)
+    assert (found["state"], found["detail"]) == ("ok", f"{address} is healthy")
 
 
 def _run_name(run_id: Any) -> str:

@@ -1,6 +1,9 @@
 """Every command that a page tells people to type exists, with the options and the arguments it is given.
 
-What the tutorial's and the README's commands do is for the acceptance tests; this is for all the others.
+Here they are only parsed. Run are the tutorial's (``tests/acceptance/test_tutorial.py``) and, by
+``tests/integration/docs/test_code_in_pages.py``, the README's under "Use it" and the gateway page's for one answer and
+for an admin's key; what ``make demo`` calls is run by ``tests/acceptance/test_demo.py``. All others are run by no test
+as the page has them.
 """
 
 from __future__ import annotations

@@ -191,6 +191,30 @@ def test_opening_writes_nothing(root: Path, folder: Path) -> None:
     assert sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir()) == before
 
 
+def test_many_requests_are_looked_up_in_their_order_each_as_if_alone(root: Path) -> None:
+    bodies = [body("none"), body("One"), body("one", n=2), body("short"), body("one")]
+    with AnswerStore.open(root) as store:
+        for now in (NOON, NOON + timedelta(hours=2)):
+            found = store.lookup_many(iter(bodies), ROUTES, "acme", now)
+            assert found == [store.lookup(each, ROUTES, "acme", now) for each in bodies]
+            last = "hit" if now == NOON else "miss"
+            assert [each.cache for each in found] == ["miss", "hit", "bypass", last, "hit"]
+        blocked = Verdicts(blocked={key("one").hex(): Block(at=NOON)})
+        (withheld,) = store.lookup_many([body("one")], ROUTES, "acme", NOON, verdicts=blocked)
+        assert (withheld.answer, withheld.withheld) == (None, Withheld.BLOCKED)
+        assert store.lookup_many([body("one")], ROUTES, "acme", NOON, "other")[0].cache == "miss"
+        assert store.lookup_many([], ROUTES, "acme", NOON) == []
+
+
+def test_many_requests_without_a_time_are_looked_up_at_one_moment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with AnswerStore.open(root) as store:
+        moments: list[datetime | None] = []
+        monkeypatch.setattr(store, "get", lambda _fingerprint, now=None: moments.append(now))
+        store.lookup_many([body("one"), body("short")], ROUTES, "acme")
+    assert moments[0] is not None
+    assert moments[0] == moments[1]
+
+
 @pytest.mark.parametrize("left", [0, 1, 24, 200])
 def test_a_file_that_was_cut_short_is_refused_by_name(root: Path, folder: Path, left: int) -> None:
     data = folder / "answers.bin"
