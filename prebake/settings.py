@@ -211,6 +211,12 @@ class Capacity(Section):
         ge=1,
         description="How many times the work left must be in sight before dear zones are passed over.",
     )
+    speed: float = Field(
+        default=1.0,
+        gt=0,
+        description="Of the machine that a worker runs on, as its zone has it; where machines have several speeds, set "
+        "it where each boots (PREBAKE_CAPACITY__SPEED).",
+    )
     cloud: Literal["", "aws", "gcp", "azure"] = Field(
         default="", description="Whose preemption notices a worker listens for; empty: signals only."
     )

@@ -22,7 +22,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
-REVISION: Final = "0002"
+REVISION: Final = "0003"
 """The newest migration: what a ledger must be at."""
 VERSION_TABLE: Final = "schema_version"
 
@@ -117,5 +117,6 @@ workers: Final = Table(
     Column("resumed_tokens", BigInteger, nullable=False),
     Column("ended_at", UtcTime),
     Column("end", Text),
+    Column("speed", Float, nullable=False),
     Index("workers_of_a_plan", "plan_id"),
 )

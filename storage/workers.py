@@ -24,7 +24,8 @@ End = Literal["done", "budget", "stopped", "failed"]
 class Worker:
     """One worker: ``booked_s`` GPU seconds are spent or may be next; ``busy_s`` its engine was at work.
 
-    ``alive``: it has not ended, and was heard of within its lease.
+    ``alive``: it has not ended, and was heard of within its lease. ``speed``: of its machine, over that of the one that
+    the prices describe.
     """
 
     worker_id: str
@@ -39,6 +40,7 @@ class Worker:
     resumed_tokens: int
     end: End | None
     alive: bool
+    speed: float
 
     @property
     def booked_usd(self) -> float:
@@ -75,7 +77,9 @@ class Workers:
     def __init__(self, database: LedgerDatabase) -> None:
         self._database = database
 
-    def join(self, plan_id: str, run_id: str, owner: str, usd_per_hour: float, lease_s: float) -> str:
+    def join(
+        self, plan_id: str, run_id: str, owner: str, usd_per_hour: float, lease_s: float, speed: float = 1.0
+    ) -> str:
         """Note that a worker begins; returns its id. It counts as alive for ``lease_s`` after each word from it."""
         worker_id = secrets.token_hex(8)
 
@@ -89,6 +93,7 @@ class Workers:
                 "run_id": run_id,
                 "owner": owner,
                 "usd_per_hour": usd_per_hour,
+                "speed": speed,
                 "started_at": now,
                 "alive_until": now + timedelta(seconds=lease_s),
                 "booked_s": 0.0,
@@ -157,6 +162,7 @@ class Workers:
                     row.resumed_tokens,
                     row.end,
                     row.ended_at is None and row.alive_until >= now,
+                    row.speed,
                 )
                 for row in rows
             ]

@@ -31,7 +31,7 @@ _MEASURED_S: Final = 60.0  # from so many seconds of work on, the machines' meas
 
 @dataclass(frozen=True)
 class Need:
-    """What a night needs now: ``workers``, for ``work_h`` machine hours within the next ``left_h`` hours.
+    """What a night needs now: ``workers``, for ``work_h`` hours of a machine of speed 1 in the next ``left_h`` hours.
 
     ``most`` workers would all find work; with none wanted there is nothing left to do, or nothing to pay it with.
     """
@@ -146,9 +146,9 @@ class PlanWatch:
         return inf if self._ready_at is None else (self._ready_at - datetime.now(UTC)).total_seconds() / 3600
 
     def _work_s(self) -> float:
-        """Seconds that one machine needs for what is left: as measured, before that as planned."""
+        """Seconds that a machine of speed 1 needs for what is left: as measured, before that as planned."""
         left = self.now.answers - self.now.rows
-        busy_s = sum(worker.busy_s for worker in self._workers)
+        busy_s = sum(worker.busy_s * worker.speed for worker in self._workers)
         answers = sum(worker.answers for worker in self._workers)
         if answers and busy_s >= _MEASURED_S:
             return left * busy_s / answers
@@ -159,9 +159,9 @@ class PlanWatch:
         left_h = self._left_h()
         if left_h == inf:
             return most
-        at_work = sum(worker.alive and worker.busy_s > 0 for worker in self._workers)
-        if at_work * left_h >= work_h:
-            return min(at_work, most)
+        at_work = [worker.speed for worker in self._workers if worker.alive and worker.busy_s > 0]
+        if sum(at_work) * left_h >= work_h:
+            return min(len(at_work), most)
         rate = self._settings.prices.gpu.completion_tokens_per_s
         try:
             needed = machines_needed(
@@ -169,7 +169,7 @@ class PlanWatch:
             )
         except BudgetError:  # no number of machines makes it: as much as can be is ready then
             return most
-        return min(max(needed, at_work), most)
+        return min(max(needed, len(at_work)), most)
 
 
 def _planned_s(store: Store, plan_id: str) -> float:

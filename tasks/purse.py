@@ -33,6 +33,7 @@ class Purse:
     def __init__(self, ledger: Ledger, settings: Settings, plan_id: str, run_id: str, owner: str, tally: Tally) -> None:
         self._workers, self._budget = ledger.workers, budget_of(settings)
         self._price, self._lease_s = settings.prices.gpu, settings.engine.lease_s
+        self._speed = settings.capacity.speed
         self._who = (plan_id, run_id, owner)
         self._started = time.monotonic()
         self._promised_s = 0.0
@@ -46,7 +47,8 @@ class Purse:
 
     def __enter__(self) -> Purse:
         plan_id, run_id, owner = self._who
-        self._id = self._workers.join(plan_id, run_id, owner, self._price.usd_per_hour, self._lease_s)
+        price, lease_s = self._price.usd_per_hour, self._lease_s
+        self._id = self._workers.join(plan_id, run_id, owner, price, lease_s, self._speed)
         self._beating.start()
         return self
 

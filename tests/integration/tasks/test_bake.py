@@ -16,8 +16,8 @@ from engine import Completion, Engine, open_engine
 from prebake.errors import Interrupted, SettingsError
 from prebake.prices import GpuPrice
 from prebake.routes import Route
+from prebake.settings import Capacity, Settings
 from prebake.settings import Engine as EngineSettings
-from prebake.settings import Settings
 from prebake.stop import Stop
 from storage.store import Store
 from tasks.bake import BakeReport, bake
@@ -136,6 +136,13 @@ def test_answers_under_way_are_finished_where_a_notice_leaves_time_and_none_begi
     report = _bake(store, settings, engine)
     assert report.resumed_tokens == report.restarted == 0
     assert Counter(row["fingerprint"] for row in committed(store)) == Counter(planned)
+
+
+def test_the_ledger_knows_the_speed_of_the_workers_machine(store: Store, settings: Settings, engine: Engine) -> None:
+    add_plan(store, settings, [question(1)])
+    fast = settings.model_copy(update={"capacity": Capacity(speed=2)})
+    _bake(store, fast, engine)
+    assert [worker.speed for worker in store.ledger.workers.of_plan(PLAN_ID)] == [2]
 
 
 def test_log_probabilities_may_be_left_out(store: Store, settings: Settings, slow_engine: Engine) -> None:

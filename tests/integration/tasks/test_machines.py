@@ -19,10 +19,11 @@ from prebake.settings import Capacity, Prices, Settings
 from prebake.settings import Engine as EngineSettings
 from prebake.stop import Stop
 from storage.store import Store, open_store
+from storage.workers import Budget, Done
 from tasks.bake import BakeReport, bake
 from tasks.machines import bake_on_machines
 from tasks.night import machines_of
-from tasks.plan_watch import Need
+from tasks.plan_watch import Need, PlanWatch
 from tests.baking import PLAN_ID, add_plan, committed, question
 
 
@@ -224,6 +225,18 @@ def test_time_in_hand_takes_fewer_machines(store: Store, settings: Settings, gat
     add_plan(store, settings, long, shard_size=2)
     _bake(store, settings, many, ready_at=datetime.now(UTC) + timedelta(hours=0.25))
     assert many.needs[0].workers == 2
+
+
+def test_what_is_left_is_measured_in_hours_of_a_machine_of_speed_one(store: Store, settings: Settings) -> None:
+    add_plan(store, settings, [question(n) for n in range(40)])  # planned: one second each
+    watch = PlanWatch(store, settings, PLAN_ID)
+    assert watch.need().work_h == pytest.approx(40 / 3600)
+    workers = store.ledger.workers
+    for speed, busy_s, answers in ((1.0, 40.0, 10), (4.0, 20.0, 20)):  # four seconds an answer, on the slow one
+        worker = workers.join(PLAN_ID, "run", "host", 1.0, 60, speed)
+        workers.book(worker, busy_s, Budget(), 60, Done(busy_s, answers))
+    watch.look()
+    assert watch.need().work_h == pytest.approx(40 * 4 / 3600)
 
 
 def test_the_budget_holds_over_all_workers_and_ends_the_night(
