@@ -108,8 +108,10 @@ def _watch(engine: Any, socket: Connection) -> None:
 
 def _tell_and_end(engine: Any, socket: Connection) -> NoReturn:
     with _last_words:  # and never again
-        socket.send(("done", engine.remains()))
-        _end_group()
+        try:
+            socket.send(("done", engine.remains()))
+        finally:
+            _end_group()
 
 
 def _end_group() -> NoReturn:
