@@ -23,8 +23,9 @@ from prebake.settings import Engine as EngineSettings
 _POLITE_S: Final = 2.0
 _CLOSE_S: Final = 15.0
 # Ends the group when its own standard input closes, which is when the process that holds the other end dies; a signal
-# that is meant for all processes of the machine or the container does not end it before.
-_REAPER: Final = 'trap "" TERM INT HUP; cat >/dev/null; kill -KILL -- "-$1" 2>/dev/null'
+# that is meant for all processes of the machine or the container does not end it before. -s, because with -KILL dash,
+# Debian's sh, refuses the -- before a group.
+_REAPER: Final = 'trap "" TERM INT HUP; cat >/dev/null; kill -s KILL -- "-$1" 2>/dev/null'
 # What PyTorch, CUDA, C++ and Python say.
 _OUT_OF_MEMORY: Final = re.compile(r"OutOfMemoryError|[Oo]ut of memory|bad_alloc|\bMemoryError")
 # The line of a traceback that says what was raised, behind what vLLM puts before lines of its log, if it does.

@@ -283,7 +283,8 @@ sys.stdin.read()
 """
 
 
-def test_nothing_of_the_engine_outlives_a_parent_killed_with_9(engine_settings: EngineSettings) -> None:
+@pytest.mark.parametrize("hangs", [False, True], ids=["host notices", "host hangs"])
+def test_nothing_of_the_engine_outlives_a_parent_killed_with_9(engine_settings: EngineSettings, hangs: bool) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT, engine_settings.model_dump_json()],
         stdin=subprocess.PIPE,
@@ -295,6 +296,8 @@ def test_nothing_of_the_engine_outlives_a_parent_killed_with_9(engine_settings: 
     try:
         assert any("EngineCore" in command for command in _group(pid).values())
         shared = _shared_memory(pid)
+        if hangs:
+            os.kill(pid, signal.SIGSTOP)
         parent.kill()
         parent.wait()
         assert _gone(pid)
