@@ -118,8 +118,18 @@ class VllmEngine:
     def remains(self) -> list[Completion]:
         """What there is of each answer when the core has died: all that it had sent."""
         flights, self._flights = self._flights, {}
+        now = time.monotonic()
         return [
-            self._partial(flight, flight.state.detokenizer.output_token_ids, flight.state.logprobs_processor)
+            Completion(
+                flight.prompt.key,
+                Status.PARTIAL,
+                engine_s=now - flight.added_s,
+                partial=self._so_far(
+                    flight,
+                    flight.state.detokenizer.output_token_ids,
+                    flight.state.logprobs_processor.cumulative_logprob,
+                ),
+            )
             for flight in flights.values()
         ]
 
@@ -142,12 +152,12 @@ class VllmEngine:
     def _completion(self, output: Any) -> Completion:
         flight = self._flights.pop(output.request_id)
         answer = output.outputs[0]
-        if answer.finish_reason == "abort":
-            return self._partial(flight, answer.token_ids, answer)
-        before = flight.resumed or Partial(self.model, (), 0.0)
-        token_ids = (*before.token_ids, *answer.token_ids)
-        logprob_sum = _add(before.logprob_sum, answer.cumulative_logprob)
+        so_far = self._so_far(flight, answer.token_ids, answer.cumulative_logprob)
         engine_s = time.monotonic() - flight.added_s
+        if answer.finish_reason == "abort":
+            return Completion(flight.prompt.key, Status.PARTIAL, engine_s=engine_s, partial=so_far)
+        token_ids, logprob_sum = so_far.token_ids, so_far.logprob_sum
+        resumed_tokens = len(token_ids) - len(answer.token_ids)
         status = _FINISHED.get(answer.finish_reason)
         if status is None:
             error = f"the engine ended it with finish reason {answer.finish_reason!r}"
@@ -157,20 +167,18 @@ class VllmEngine:
             status,
             finish_reason=answer.finish_reason,
             message={"role": "assistant", "content": self._text(flight, output, token_ids)},
-            prompt_tokens=len(output.prompt_token_ids) - len(before.token_ids),
+            prompt_tokens=len(output.prompt_token_ids) - resumed_tokens,
             completion_tokens=len(token_ids),
             mean_logprob=logprob_sum / len(token_ids) if logprob_sum is not None and token_ids else None,
             engine_s=engine_s,
-            resumed_tokens=len(before.token_ids),
+            resumed_tokens=resumed_tokens,
             restarted=flight.resumed is None and flight.prompt.partial is not None,
         )
 
-    def _partial(self, flight: _Flight, token_ids: Sequence[int], counted: Any) -> Completion:
+    def _so_far(self, flight: _Flight, token_ids: Sequence[int], logprob_sum: float | None) -> Partial:
+        """These tokens, behind those that the answer went on from."""
         before = flight.resumed or Partial(self.model, (), 0.0)
-        logprob_sum = _add(before.logprob_sum, counted.cumulative_logprob)
-        partial = Partial(self.model, (*before.token_ids, *token_ids), logprob_sum)
-        engine_s = time.monotonic() - flight.added_s
-        return Completion(flight.prompt.key, Status.PARTIAL, engine_s=engine_s, partial=partial)
+        return Partial(self.model, (*before.token_ids, *token_ids), _add(before.logprob_sum, logprob_sum))
 
     def _text(self, flight: _Flight, output: Any, token_ids: tuple[int, ...]) -> str:
         answer = output.outputs[0]
