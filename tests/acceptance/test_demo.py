@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from examples.make_log import make_log
-from tests.gateway_bed import upstream_server
+from tests.gateway_bed import ROOT, upstream_server
 
-REPOSITORY = Path(__file__).parents[2]
 NIGHT = ["ingest", "mine", "plan", "bake", "publish", "report"]
 
 
@@ -22,7 +21,7 @@ def demo(out: Path, *arguments: str) -> dict[str, Any]:
     """Run it as make does; returns the figures it left."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREBAKE_")}
     command = [sys.executable, "-m", "examples.demo", "--out", str(out), *arguments]
-    run = subprocess.run(command, cwd=REPOSITORY, env=clean, capture_output=True, text=True, timeout=600, check=False)
+    run = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
+
+from tests.measuring import measured
 
 
 # An engine is loaded for each kill: half a minute on a quiet machine, minutes on a busy one.
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_night_with_kills_loses_no_answer_doubles_none_and_leaves_no_process() -> None:
-    command = [sys.executable, "-m", "benchmarks", "chaos", "--json", "--size", "2"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=2300, check=False)
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = measured("chaos", 2, timeout_s=2300)
     assert found["kills"] >= 2
     for promise in ("lost", "doubled", "wrong_finish", "orphans"):
         assert found[promise] == 0, found

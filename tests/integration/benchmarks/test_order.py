@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
+
+from tests.measuring import measured
 
 
 @pytest.mark.slow
 def test_our_order_hits_what_can_be_hit_and_its_ratios_are_the_last_line() -> None:
-    command = [sys.executable, "-m", "benchmarks", "order", "--json", "--size", "60"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=1000, check=False)
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = measured("order", 60, timeout_s=1000)
     assert found["sizes"]["prompts"] == 60
     assert found["ratio_log_order"] > 0
     assert found["ratio_log_order_ample"] > 0

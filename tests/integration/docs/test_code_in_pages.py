@@ -29,10 +29,9 @@ from prebake.settings import Store
 from storage.objects import open_objects
 from storage.snapshot import publish_snapshot
 from tests.answers import make_answer
-from tests.gateway_bed import Running, answer_to, ask, free_port, publish, running, settings_of, upstream_server
+from tests.gateway_bed import ROOT, Running, answer_to, ask, free_port, publish, running, settings_of, upstream_server
 from tests.openai_upstream import completion
 
-ROOT = Path(__file__).parents[3]
 README, GATEWAY = ROOT / "README.md", ROOT / "docs" / "gateway.md"
 SIGNATURES = ROOT / "docs" / "architecture.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/README.md"))]
