@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, Final
@@ -152,7 +152,8 @@ class Controller:
 
     def _spot_usd(self) -> Floats:
         """Dollars per hour in each zone: as set, else as AWS has it now, else as it had it last."""
-        for region, types in _to_ask(self.zones).items():
+        unpriced = (zone for zone in self.zones if zone.spot_group and zone.spot_usd is None)
+        for region, types in types_by_region(unpriced).items():
             try:
                 live = {
                     (price.machine_type, price.zone): price.usd
@@ -192,10 +193,9 @@ def region_of(zone: Zone) -> str:
     return zone.name.rstrip("abcdefghijklmnopqrstuvwxyz")
 
 
-def _to_ask(zones: Sequence[Zone]) -> dict[str, set[str]]:
-    """Machine types by region whose spot prices the settings leave to AWS."""
-    wanted: dict[str, set[str]] = {}
+def types_by_region(zones: Iterable[Zone]) -> dict[str, set[str]]:
+    """The machine types of the zones by their AWS region."""
+    found: dict[str, set[str]] = {}
     for zone in zones:
-        if zone.spot_group and zone.spot_usd is None:
-            wanted.setdefault(region_of(zone), set()).add(zone.machine_type)
-    return wanted
+        found.setdefault(region_of(zone), set()).add(zone.machine_type)
+    return found

@@ -78,9 +78,8 @@ async def _replay(base_url: str, asked: Iterable[Asked], settings: Settings, adv
         await asyncio.gather(*(ask_on() for _ in range(CONCURRENCY)))
         alone = Tally()
         for request in tally.hit[:_ALONE]:
-            started = time.perf_counter()
             await _ask(client, request, settings, alone)
-            tally.hit_s.append(time.perf_counter() - started)
+        tally.hit_s = alone.hit_s
     return tally
 
 
@@ -99,14 +98,16 @@ async def _ask(client: AsyncOpenAI, asked: Asked, settings: Settings, tally: Tal
         tally.errors += 1
         tally.first_error = tally.first_error or f"{type(error).__name__}: {error}"
         return
+    seconds = time.perf_counter() - started
     outcome = response.headers.get("x-prebake", "miss")
     if outcome != "hit":
         tally.misses += outcome == "miss"
         tally.bypasses += outcome == "bypass"
-        tally.miss_s.append(time.perf_counter() - started)
+        tally.miss_s.append(seconds)
         return
     tally.hits += 1
     tally.hit.append(asked)
+    tally.hit_s.append(seconds)
     if usage := completion.usage:
         tally.tokens_saved += usage.total_tokens
         if price := online_price(settings.prices.online, asked.body["model"]):

@@ -191,12 +191,12 @@ def _placement(settings: Settings) -> Iterator[Finding]:
     zones = [zone for zone in settings.capacity.zones if zone.spot_group and zone.machine_type]
     if settings.capacity.workers != "groups" or not zones:
         return
-    from capacity.controller import region_of
+    from capacity.controller import types_by_region
     from capacity.prices import PriceError, placement_scores
 
     machines = settings.capacity.max_machines
-    for region in sorted({region_of(zone) for zone in zones}):
-        types = sorted({zone.machine_type for zone in zones if region_of(zone) == region})
+    for region, found in sorted(types_by_region(zones).items()):
+        types = sorted(found)
         wanted = f"{machines} machines of {' or '.join(types)}"
         try:
             scores = placement_scores(types, [region], machines)
