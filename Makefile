@@ -73,7 +73,9 @@ $(VENV)/.cpu: $(VENV)/.torch requirements/cpu.txt pyproject.toml
 	@$(UV) --editable .
 	@touch $@
 
+# Compiled once here: the tests start hundreds of processes, and where PYTHONDONTWRITEBYTECODE is set, as containers like
+# to, each would compile all it imports.
 $(VENV)/.dev: $(VENV)/.torch requirements/dev.txt pyproject.toml
-	@$(UV) --require-hashes -r requirements/dev.txt
+	@$(UV) --compile-bytecode --require-hashes -r requirements/dev.txt
 	@$(UV) --editable .
 	@touch $@

@@ -24,7 +24,7 @@ from prebake.errors import EngineError, PrebakeError
 from prebake.settings import Engine as EngineSettings
 
 BEAT_S: Final = 1.0
-_last_words: Final = threading.Lock()
+_speaking: Final = threading.Lock()  # messages of two threads must not mix
 
 
 def main() -> None:
@@ -41,10 +41,10 @@ def main() -> None:
     try:
         engine = _open(settings)
     except PrebakeError as error:
-        socket.send(("failed", error))
+        _say(socket, "failed", error)
         return
     threading.Thread(target=_watch, args=(engine, socket), daemon=True).start()
-    socket.send(("ready", (engine.model, engine.capacity, engine.limits)))
+    _say(socket, "ready", (engine.model, engine.capacity, engine.limits))
     try:
         _serve(engine, socket, orders)
     except Exception:  # noqa: BLE001 - whatever it is, this engine is lost; the log has the traceback
@@ -52,7 +52,7 @@ def main() -> None:
         sys.stderr.flush()
         _tell_and_end(engine, socket)
     engine.close()
-    socket.send(("closed", None))
+    _say(socket, "closed")
 
 
 def _open(settings: EngineSettings) -> Any:
@@ -106,8 +106,13 @@ def _watch(engine: Any, socket: Connection) -> None:
     _tell_and_end(engine, socket)
 
 
+def _say(socket: Connection, kind: str, value: Any = None) -> None:
+    with _speaking:
+        socket.send((kind, value))
+
+
 def _tell_and_end(engine: Any, socket: Connection) -> NoReturn:
-    with _last_words:  # and never again
+    with _speaking:  # and never again
         try:
             socket.send(("done", engine.remains()))
         finally:
@@ -129,14 +134,14 @@ def _serve(engine: Any, socket: Connection, orders: queue.Queue[tuple[str, Any]]
             if order == "close":
                 return
             if order == "salvage":
-                socket.send(("salvaged", engine.salvage()))
+                _say(socket, "salvaged", engine.salvage())
             else:
                 engine.add(value)
         done = engine.step()
         if done:
-            socket.send(("done", done))
+            _say(socket, "done", done)
         if time.monotonic() - beaten > BEAT_S:
-            socket.send(("beat", None))
+            _say(socket, "beat")
             beaten = time.monotonic()
 
 

@@ -81,7 +81,10 @@ def test_kill_9_loses_no_committed_answer_and_doubles_none(store: Store, setting
 
 
 def test_sigterm_stops_in_seconds_with_everything_kept(store: Store, settings: Settings, tmp_path: Path) -> None:
-    planned = add_plan(store, settings, [question(n, max_tokens=300) for n in range(300)], shard_size=100)
+    # The first few are still being written whenever the signal arrives.
+    limits = [3000 if n < 3 else 100 for n in range(300)]
+    bodies = [question(n, max_tokens=limit, ignore_eos=True) for n, limit in enumerate(limits)]
+    planned = add_plan(store, settings, bodies, shard_size=100)
     first = _start(settings, "first")
     _wait_for_rows(store, 1, first)
     first.send_signal(signal.SIGTERM)
