@@ -26,10 +26,11 @@ from gateway.access_log import AccessLog
 from gateway.chat import CHAT_PATH, NOT_CACHED, Chat, Hit, Reason, marks
 from gateway.controls import read_controls
 from gateway.doors import DOORS, Doors, Refusal
+from gateway.heads import Heads
 from gateway.identity import KEY
 from gateway.metrics import Metrics
 from gateway.near import NearMisses
-from gateway.protocol import HITS
+from gateway.protocol import HEADS, HITS
 from gateway.reload import Serving
 from gateway.request_log import RequestLog
 from gateway.reread import read_again
@@ -181,7 +182,7 @@ class Gateway:
             stack.enter_context(_every(HAND_OVER_S, self._metrics.hits.hand_over))
             # Traces and the access log see what goes through the application.
             at_once = self._tracing is None and not self._settings.gateway.access_log
-            yield {DOORS: self._doors, HITS: self._hit if at_once else None}
+            yield {DOORS: self._doors, HITS: self._hit if at_once else None, HEADS: Heads()}
 
     def _reread(self) -> None:
         """Go by the settings as the file has them now: requests in flight keep what they began with."""

@@ -14,7 +14,7 @@ from email.utils import formatdate
 from enum import StrEnum
 from functools import lru_cache
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -35,6 +35,7 @@ from prebake.request import Bypass, Keyed, key_request
 from prebake.settings import Settings
 
 logger = logging.getLogger(__name__)
+_new: Final = tuple.__new__  # named tuples the short way: a hit makes four
 
 
 CHAT_PATH = f"{PREFIX}/chat/completions"
@@ -60,6 +61,8 @@ class Reason(StrEnum):
     NOT_CHAT = "not_chat"  # another path of the API
 
 
+# Requests that were hits are remembered with what they ask; at most some 10 MB, as they are of one short piece.
+_MOST_KNOWN: Final = 1000
 # What the night could not read, or would count as asked in another partition than it was.
 UNLOGGED = frozenset({Bypass.MALFORMED, Bypass.NAMESPACE})
 
@@ -86,10 +89,15 @@ class Asked(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """What answers a hit, with status 200."""
+    """What answers a hit, with status 200: its headers, a line for each, and its body."""
 
-    headers: Headers
+    lines: bytes
     body: bytes
+
+    @property
+    def headers(self) -> Headers:
+        """The headers one by one."""
+        return [_pair(line) for line in self.lines.splitlines()]
 
 
 class Chat:
@@ -122,6 +130,7 @@ class Chat:
         self._log_answers = settings.gateway.log_answers
         self._max_body_bytes = int(settings.gateway.max_body_mb * 1e6)
         self._coalescing = Coalescing(self._upstream, settings.gateway.user_header)
+        self._known: dict[tuple[bytes, str | None, Controls], tuple[Any, Keyed]] = {}
         self._coalesced = frozenset(route.name for route in settings.routes if route.coalesce)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,10 +153,10 @@ class Chat:
             ride = self._coalescing.board(scope, raw, body, tenant)
             outcome = outcome._replace(reason=Reason.COALESCED) if ride.joined else outcome
         if outcome.answer is not None:
-            headers, data = self._render(outcome, outcome.answer, body, arrived)
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": data})
-            self._note_hit(outcome, outcome.answer, scope["headers"], asked, len(data), started)
+            hit = self._render(outcome, outcome.answer, body, arrived)
+            await send({"type": "http.response.start", "status": 200, "headers": hit.headers})
+            await send({"type": "http.response.body", "body": hit.body})
+            self._note_hit(outcome, outcome.answer, scope["headers"], asked, len(hit.body), started)
             return
         self._requests(outcome.route, outcome.cache, outcome.reason or "").inc()
         if controls.only_if_cached:  # RFC 9111, 5.2.1.7
@@ -165,18 +174,39 @@ class Chat:
     def hit(self, headers: Headers, key: Key | None, raw: bytes) -> Hit | None:
         """The same for a whole request without a query, at once; None, and nothing counted, if it is no hit."""
         arrived, started = time.time(), perf_counter()
-        body = _parse(raw)
         tenant = self._identity.tenant(headers, key)
         controls = read_controls(headers)
-        outcome = self._look_up(b"", body, tenant, False, controls)
+        asked = (raw, tenant, controls)
+        known = self._known.get(asked)
+        if known is None:
+            body = _parse(raw)
+            keyed = self._key(b"", body, tenant, False, controls)
+            if isinstance(keyed, Outcome):
+                return None
+        else:
+            body, keyed = known
+        outcome = self._find(keyed, controls)
         if outcome.answer is None:
             return None
+        if known is None:
+            self._remember(asked, (body, keyed))
         hit = self._render(outcome, outcome.answer, body, arrived)
-        asked = Asked(arrived, tenant, controls, raw, body)
-        self._note_hit(outcome, outcome.answer, headers, asked, len(hit.body), started)
+        row = _new(Asked, (arrived, tenant, controls, raw, body))
+        self._note_hit(outcome, outcome.answer, headers, row, len(hit.body), started)
         return hit
 
+    def _remember(self, asked: tuple[bytes, str | None, Controls], known: tuple[Any, Keyed]) -> None:
+        """Hits come again byte for byte: the few questions that many ask, and what people choose from a list."""
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[asked] = known
+
     def _look_up(self, query: bytes, body: Any, tenant: str | None, more: bool, controls: Controls) -> Outcome:
+        keyed = self._key(query, body, tenant, more, controls)
+        return keyed if isinstance(keyed, Outcome) else self._find(keyed, controls)
+
+    def _key(self, query: bytes, body: Any, tenant: str | None, more: bool, controls: Controls) -> Keyed | Outcome:
+        """The key to look for, or why there is none."""
         if more:
             return Outcome("bypass", Reason.TOO_LARGE, "")
         if controls.no_cache:
@@ -185,24 +215,31 @@ class Chat:
             return Outcome("bypass", Reason.QUERY, "")
         if isinstance(body, dict) and not delivery_is_ours(body):
             return Outcome("bypass", Reason.DELIVERY, "")
-        store = self._serving.store
         try:
             key = key_request(body, self._routes, tenant, controls.namespace)
-            if isinstance(key, Bypass):
-                return Outcome("bypass", key, "")
-            if store is None:
-                return Outcome("miss", self._serving.reason, key.route.name)
-            answer = store.get(key.fingerprint)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the upstream can answer
             self._say_broken(error)
             return Outcome("miss", NoStore.BROKEN, "")
-        if (withheld := self._serving.verdicts.withhold(key.route, key.fingerprint, answer)) is not None:
-            return Outcome("miss", withheld, key.route.name)
+        return key if isinstance(key, Keyed) else Outcome("bypass", key, "")
+
+    def _find(self, key: Keyed, controls: Controls) -> Outcome:
+        """The answer with that key, or why it is not given."""
+        route, _, fingerprint = key
+        store = self._serving.store
+        if store is None:
+            return Outcome("miss", self._serving.reason, route.name)
+        try:
+            answer = store.get(fingerprint)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with us, the upstream can answer
+            self._say_broken(error)
+            return Outcome("miss", NoStore.BROKEN, "")
+        if (withheld := self._serving.verdicts.withhold(route, fingerprint, answer)) is not None:
+            return Outcome("miss", withheld, route.name)
         if answer is None:
-            return Outcome("miss", Reason.NOT_BAKED, key.route.name, key=key)
+            return Outcome("miss", Reason.NOT_BAKED, route.name, key=key)
         if controls.max_age_s is not None and _age_s(answer, time.time()) > controls.max_age_s:
-            return Outcome("miss", Reason.TOO_OLD, key.route.name)
-        return Outcome("hit", None, key.route.name, answer)
+            return Outcome("miss", Reason.TOO_OLD, route.name)
+        return _new(Outcome, ("hit", None, route.name, answer, None, None))
 
     async def _look_near(
         self,
@@ -243,20 +280,23 @@ class Chat:
         else:
             content_type = b"application/json"
             data = completion(answer, response_id=response_id, model=model)
-        headers = [
-            (b"date", _http_date(int(now))),
-            (b"content-type", content_type),
-            (b"content-length", b"%d" % len(data)),
-            (b"x-prebake", outcome.cache.encode()),
-            (b"age", b"%d" % _age_s(answer, now)),
-            # What is left of its time is max-age minus age (RFC 9111, 4.2); private, as all that a key opens.
-            (b"cache-control", b"private, max-age=%d" % ((answer.expires_us - answer.baked_us) // 1_000_000)),
-            (b"x-prebake-run", answer.run_id.encode()),
-            (b"x-prebake-snapshot", self._serving.version),
-        ]
+        # What is left of its time is max-age minus age (RFC 9111, 4.2); private, as all that a key opens.
+        lines = (
+            b"date: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-prebake: %b\r\nage: %d\r\n"
+            b"cache-control: private, max-age=%d\r\nx-prebake-run: %b\r\nx-prebake-snapshot: %b\r\n"
+        ) % (
+            _http_date(int(now)),
+            content_type,
+            len(data),
+            outcome.cache.encode(),
+            _age_s(answer, now),
+            (answer.expires_us - answer.baked_us) // 1_000_000,
+            answer.run_id.encode(),
+            self._serving.version,
+        )
         if outcome.near is not None:
-            headers.append((b"x-prebake-similarity", b"%.4f" % outcome.near.similarity))
-        return Hit(headers, data)
+            lines += b"x-prebake-similarity: %.4f\r\n" % outcome.near.similarity
+        return _new(Hit, (lines, data))
 
     def _note_hit(
         self, outcome: Outcome, answer: Answer, headers: Headers, asked: Asked, sent_bytes: int, started: float
@@ -269,23 +309,22 @@ class Chat:
         if self._log is None or asked.controls.no_store:
             return
         answer, body = outcome.answer, asked.body
-        self._log.add(
-            LogRow(
-                asked.at,
-                asked.tenant,
-                asked.controls.namespace or None,
-                self._identity.user(headers, body),
-                asked.raw,
-                not PEOPLE_FIELDS.isdisjoint(body),
-                outcome.cache,
-                outcome.reason,
-                status,
-                answer.prompt_tokens if answer else None,
-                answer.completion_tokens if answer else None,
-                tail,
-                whole,
-            )
+        row = (
+            asked.at,
+            asked.tenant,
+            asked.controls.namespace or None,
+            self._identity.user(headers, body),
+            asked.raw,
+            not PEOPLE_FIELDS.isdisjoint(body),
+            outcome.cache,
+            outcome.reason,
+            status,
+            answer.prompt_tokens if answer else None,
+            answer.completion_tokens if answer else None,
+            tail,
+            whole,
         )
+        self._log.add(_new(LogRow, row))
 
     def _say_broken(self, error: Exception) -> None:
         """Log once for each snapshot that it has damaged answers."""
@@ -297,6 +336,11 @@ class Chat:
 def marks(cache: str, reason: str | None) -> Headers:
     """The headers that say what the gateway did with a request that it passed on."""
     return [(b"x-prebake", cache.encode()), (b"x-prebake-reason", (reason or "").encode())]
+
+
+def _pair(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b": ")
+    return name, value
 
 
 def _age_s(answer: Answer, now: float) -> int:

@@ -2,7 +2,7 @@
 
 In: bytes. Out: hits, answered at once; a refusal in the request's scope where its announced length is too much, a
 closed connection where the client is too slow or goes on without end. A request that arrives in one piece, as nearly
-all do, costs nothing more.
+all do, costs nothing more; one whose head is known is not even parsed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from uvicorn.server import ServerState
 
 from gateway.chat import CHAT_PATH, Hit
 from gateway.doors import DOORS, REFUSAL, Doors, Refused
+from gateway.heads import Heads
 
 HITS = "hits"  # where connections find in the state of the lifespan what answers hits at once, or None
+HEADS = "heads"  # ... and the heads that are known
 CHAT_URL = CHAT_PATH.encode()
 MIN_BYTES_PER_S = 1000
 # A piece no longer than this holds no headers that are too long: the least that the settings allow.
@@ -38,7 +40,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._doors: Doors = app_state[DOORS]
         self._hit: Callable[[Any, bytes], Hit | None] | None = app_state[HITS]
-        self._short = False  # the piece that is taken has all of its requests from their beginning and is short
+        self._heads: Heads = app_state[HEADS]
+        self._piece = b""  # what is taken now, if it has all of its requests from their beginning and is short
+        self._looked_up: dict[str, Any] | None = None  # what was found out about a request that is no hit
         self._waiting: list[bytes] | None = None  # what came of a body that may be answered at once
         self._arriving = False  # a request has begun and is not complete
         self._in_head = True  # its headers are not complete, or nothing has come yet
@@ -65,7 +69,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take a piece; look at the request if it is not complete with it or may be too long."""
-        self._short = not self._arriving and len(data) <= SHORT
+        self._piece = data if not self._arriving and len(data) <= SHORT else b""
+        if self._piece and self._answer_unparsed(data):
+            return
         super().data_received(data)
         if self._waiting is not None and not self.transport.is_closing():
             self._go_the_ordinary_way(self._waiting)
@@ -80,7 +86,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The request is handed over; trailers that come later do not get into its headers (RFC 9110, 6.5.1)."""
-        if self._may_be_answered_at_once():
+        if self._looked_up is not None:
+            self.scope.update(self._looked_up)  # type: ignore[typeddict-item]
+            self._looked_up = None
+            super().on_headers_complete()
+        elif self._may_be_answered_at_once():
             self._waiting = []
         else:
             super().on_headers_complete()
@@ -97,9 +107,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is complete: a hit is answered here and now, without a task of its own."""
         parts = self._waiting
-        if parts is None or not self._answer(b"".join(parts)):
-            if parts is not None:
-                self._go_the_ordinary_way(parts)
+        if parts is None:
+            super().on_message_complete()
+        elif self._answer(self.scope, body := b"".join(parts)):
+            self._waiting = None
+            self._heads.remember(self._piece, self.scope["headers"], body)
+        else:
+            self._go_the_ordinary_way(parts)
             super().on_message_complete()
         self._arriving = False
         if self._watch is not None:
@@ -118,26 +132,45 @@ class GuardedProtocol(HttpToolsProtocol):
     def _may_be_answered_at_once(self) -> bool:
         """Whether nothing stands before the request, and nothing about it or its connection is out of the ordinary."""
         return (
-            self._hit is not None
-            and self._short
+            bool(self._piece)
             and self.url == CHAT_URL
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
             and not self.parser.should_upgrade()
             and not self.expect_100_continue
+            and self._is_free()
+        )
+
+    def _is_free(self) -> bool:
+        """Whether an answer can be written now."""
+        return (
+            self._hit is not None
             and (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
             and not self.transport.is_closing()
         )
 
-    def _answer(self, body: bytes) -> bool:
-        hit = self._hit(self.scope, body) if self._hit is not None else None
+    def _answer_unparsed(self, piece: bytes) -> bool:
+        """Answer a hit whose head came before: only such requests are remembered as may be answered at once."""
+        head = self._heads.find(piece)
+        if head is None or not self._is_free():
+            return False
+        scope = {"headers": head.headers}
+        if not self._answer(scope, piece[head.body_start :]):
+            self._looked_up = scope
+            return False
+        self._unset_keepalive_if_required()
+        self._in_head = False
+        if self._watch is not None:
+            self._stop_watch()
+        return True
+
+    def _answer(self, scope: Any, body: bytes) -> bool:
+        hit = self._hit(scope, body) if self._hit is not None else None
         if hit is None:
             return False
-        self._waiting = None
-        lines = b"".join([b"%b: %b\r\n" % header for header in hit.headers])
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[200], lines, hit.body))
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[200], hit.lines, hit.body))
         self.server_state.total_requests += 1
         self._answered_at = self.loop.time()
         if self._idle is None:
