@@ -71,7 +71,7 @@ class Coalescing:
         headers = sorted(
             (name, value) for name, value in sent if name not in self._apart and not name.startswith(APART_PREFIX)
         )
-        question = body if PEOPLE_FIELDS.isdisjoint(parsed) else without_people(body).encode()
+        question = body if PEOPLE_FIELDS.isdisjoint(parsed) else without_people(body)
         return sha256(orjson.dumps((tenant, headers)) + b"\n" + question).digest()
 
 

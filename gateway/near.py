@@ -177,7 +177,7 @@ class NearMisses:
         if not self._rows:
             return
         try:
-            self._segments.write(datetime.now(UTC), self._rows)
+            self._segments.write(datetime.now(UTC), zip(*self._rows, strict=True))
         except Exception as error:  # noqa: BLE001 - full disk, S3, whatever: requests must go on
             self._say(error)
             kept = self._rows[-self._settings.queue :]

@@ -111,7 +111,7 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_message_complete()
         elif self._answer(self.scope, body := b"".join(parts)):
             self._waiting = None
-            self._heads.remember(self._piece, self.scope["headers"], body)
+            self._heads.remember(self._piece, list(self.scope["headers"]), body)
         else:
             self._go_the_ordinary_way(parts)
             super().on_message_complete()

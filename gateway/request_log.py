@@ -12,7 +12,9 @@ import re
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import repeat
 from random import random
 from typing import Any, NamedTuple
 
@@ -130,7 +132,7 @@ class RequestLog:
         while queued > 0:
             self._fill_segment()
             try:
-                self._segments.write(datetime.fromtimestamp(self._segment[0].ts, UTC), self._records())
+                self._segments.write(datetime.fromtimestamp(self._segment[0].ts, UTC), self._columns())
             except Exception as error:  # noqa: BLE001 - full disk, S3, whatever: requests must go on
                 if not self._failing:
                     logger.error("request log: cannot be written, rows wait in memory: %s", error)
@@ -148,41 +150,49 @@ class RequestLog:
         while self._queue and len(self._segment) < self._segment_rows:
             self._segment.append(self._queue.popleft())
 
-    def _records(self) -> list[tuple[Any, ...]]:
-        records = []
+    def _columns(self) -> Iterable[Sequence[Any]]:
+        """The segment in the columns of GATEWAY_LOG."""
+        rows = list(self._finished())
+        times, tenants, namespaces, users, bodies, _, caches, reasons, statuses, prompts, completions, tails, wholes = (
+            zip(*rows, strict=True) if rows else repeat((), len(LogRow._fields))
+        )
+        return (
+            [int(at * 1e6) for at in times],
+            tenants,
+            namespaces,
+            [None if user is None else hash_user(user, self._salt) for user in users],
+            bodies,
+            caches,
+            reasons,
+            prompts,
+            completions,
+            statuses,
+            [self._share] * len(rows),
+            [_text(tail) if self._answers and whole else None for tail, whole in zip(tails, wholes, strict=True)],
+        )
+
+    def _finished(self) -> Iterator[LogRow]:
         for number, row in enumerate(self._segment):
-            if number % 100 == 0:
+            if number % 1000 == 0:
                 time.sleep(0)  # let the event loop have the interpreter: a request must not wait for its log
             try:
-                records.append(_record(row, self._salt, self._share, self._answers))
+                yield _finished(row) if row.people or row.tail else row
             except (ValueError, TypeError, RecursionError):  # JSON that can be read but not written: nested too deep
                 self._metrics.log_dropped.inc()
-        return records
 
 
 def _size(row: LogRow) -> int:
     return len(row.body) + len(row.tail)
 
 
-def _record(row: LogRow, salt: bytes, share: float, answers: bool) -> tuple[Any, ...]:
-    """The row's values in the order of GATEWAY_LOG."""
-    prompt_tokens, completion_tokens = row.prompt_tokens, row.completion_tokens
+def _finished(row: LogRow) -> LogRow:
+    """The row without the fields that name people, and with the token counts that the upstream gave."""
+    if row.people:
+        row = row._replace(body=without_people(row.body))
     if row.tail and row.cache != "hit":
         prompt_tokens, completion_tokens = _last(_PROMPT_TOKENS, row.tail), _last(_COMPLETION_TOKENS, row.tail)
-    return (
-        int(row.ts * 1e6),
-        row.tenant,
-        row.namespace,
-        None if row.user is None else hash_user(row.user, salt),
-        without_people(row.body) if row.people else row.body.decode(),
-        row.cache,
-        row.reason,
-        prompt_tokens,
-        completion_tokens,
-        row.status,
-        share,
-        _text(row.tail) if answers and row.whole else None,
-    )
+        row = row._replace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+    return row
 
 
 def _text(answer: bytes) -> str | None:
@@ -193,11 +203,9 @@ def _text(answer: bytes) -> str | None:
         return None
 
 
-def without_people(body: bytes) -> str:
+def without_people(body: bytes) -> bytes:
     """A JSON object without the fields that name people."""
-    return orjson.dumps(
-        {name: value for name, value in orjson.loads(body).items() if name not in PEOPLE_FIELDS}
-    ).decode()
+    return orjson.dumps({name: value for name, value in orjson.loads(body).items() if name not in PEOPLE_FIELDS})
 
 
 def _last(pattern: re.Pattern[bytes], tail: bytes) -> int | None:

@@ -19,15 +19,23 @@ def request(body: bytes, *headers: str, version: str = "1.1") -> bytes:
     return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n" + body
 
 
-def replies(gateway: Running, *pieces: bytes, expected: int) -> list[tuple[dict[str, str], bytes]]:
-    """Headers and body of so many answers on one connection, in the order in which they come."""
+def replies(
+    gateway: Running, *pieces: bytes, expected: int, in_turn: bool = False
+) -> list[tuple[dict[str, str], bytes]]:
+    """Headers and body of so many answers on one connection, in the order in which they come.
+
+    ``in_turn``: a piece is sent when the one before it is answered.
+    """
     host, port = gateway.url.removeprefix("http://").split(":")
     found = []
     with socket.create_connection((host, int(port)), timeout=20) as connection, connection.makefile("rb") as reader:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for piece in pieces:
-            connection.sendall(piece)
+        waiting = list(pieces)
         while len(found) < expected:
+            while waiting:
+                connection.sendall(waiting.pop(0))
+                if in_turn:
+                    break
             assert reader.readline() == b"HTTP/1.1 200 OK\r\n"
             headers = {}
             while line := reader.readline().strip().decode():
@@ -73,3 +81,18 @@ def test_a_body_in_chunks_is_a_hit_too(gateway: Running) -> None:
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunks = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (7, HIT[:7], len(HIT) - 7, HIT[7:])
     assert [text(reply) for reply in replies(gateway, head + chunks, request(HIT), expected=2)] == [PARIS, PARIS]
+
+
+def test_a_request_behind_a_head_that_was_a_hits_is_what_its_own_body_asks(gateway: Running) -> None:
+    other = HIT.replace(b"France", b"Frence")
+    asked = [HIT, HIT, other, HIT, other, HIT]
+    found = replies(gateway, *map(request, asked), expected=len(asked), in_turn=True)
+    assert [headers["x-prebake"] for headers, _ in found] == ["hit" if body is HIT else "miss" for body in asked]
+    assert [text(reply) == PARIS for reply in found] == [body is HIT for body in asked]
+    assert len({body for headers, body in found if headers["x-prebake"] == "hit"}) == 4  # each has an id of its own
+
+
+def test_the_same_bytes_do_not_outlive_what_the_request_asks_of_the_cache(gateway: Running) -> None:
+    asked = [[], ["Cache-Control: no-cache"], [], ["Cache-Control: max-age=0"], []]
+    found = replies(gateway, *(request(HIT, *lines) for lines in asked), expected=len(asked), in_turn=True)
+    assert [headers["x-prebake"] for headers, _ in found] == ["hit", "bypass", "hit", "miss", "hit"]

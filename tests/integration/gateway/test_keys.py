@@ -12,13 +12,14 @@ from typing import Any
 
 import httpx
 import openai
+import orjson
 import pytest
 
 from prebake.loading import load
 from tests.gateway_bed import ROOT, SETTINGS, Running, answer_to, ask, gateway_server, logged, publish, wait_until
 
 UPSTREAM_KEY = "sk-upstream-7f3c9a1e5b"
-KEYS = {name: f"pbk-test-{name}-0123456789abcdef" for name in ("acme", "other", "nobody", "metered")}
+KEYS = {name: f"pbk-test-{name}-0123456789abcdef" for name in ("acme", "other", "nobody", "metered", "counted")}
 QUESTION = ask("My secret?", model="mine")
 
 
@@ -33,6 +34,7 @@ LOCKED = (
     + block("other", tenant="other")
     + block("nobody")
     + block("metered", tenant="acme", requests_per_minute=3)
+    + block("counted", tenant="acme", requests_per_minute=4)
     + SETTINGS
 )
 
@@ -166,6 +168,15 @@ def test_one_request_too_many_in_a_minute_is_told_when_to_come_back(locked: Runn
     with pytest.raises(openai.RateLimitError):
         openai.OpenAI(base_url=f"{locked.url}/v1", api_key=KEYS["metered"], max_retries=0).models.list()
     assert post(locked, bearer("acme")).status_code == 200  # another key of the same tenant
+
+
+def test_a_miss_behind_a_head_that_is_known_counts_once(locked: Running) -> None:
+    hit = orjson.dumps(QUESTION)
+    headers = {"authorization": bearer("counted"), "content-type": "application/json"}
+    with httpx.Client(base_url=f"{locked.url}/v1", headers=headers) as client:
+        bodies = [hit, hit, hit.replace(b"secret", b"sacred"), hit, hit]
+        answers = [client.post("/chat/completions", content=body) for body in bodies]
+    assert [answer.headers["x-prebake"] for answer in answers] == ["hit", "hit", "miss", "hit", "refused"]
 
 
 def test_no_secret_is_in_any_log_error_metric_or_page(folder: Path, locked: Running, upstream: Running) -> None:

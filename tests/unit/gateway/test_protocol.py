@@ -10,8 +10,9 @@ from uvicorn.server import ServerState
 
 from gateway.chat import Hit
 from gateway.doors import DOORS, Doors
+from gateway.heads import Heads
 from gateway.metrics import Metrics
-from gateway.protocol import HITS, GuardedProtocol
+from gateway.protocol import HEADS, HITS, GuardedProtocol
 from prebake.settings import Settings
 
 REQUEST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
@@ -26,7 +27,7 @@ async def talk() -> float:
     """Two requests with a moment between them; how long the connection then stays open, in seconds."""
     config = uvicorn.Config(no_app, timeout_keep_alive=2, log_config=None, ws="none")
     config.load()
-    state = {DOORS: Doors(Settings(), Metrics()), HITS: lambda *_: Hit([(b"x-number", b"1")], b"body")}
+    state = {DOORS: Doors(Settings(), Metrics()), HITS: lambda *_: Hit(b"x-number: 1\r\n", b"body"), HEADS: Heads()}
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: GuardedProtocol(config, ServerState(), state), "127.0.0.1", 0)
     async with server:
