@@ -87,6 +87,10 @@ class Front:
 
 
 CHATS: Final = tuple(Request(CHAT, orjson.dumps(body(number))) for number in range(QUESTIONS))
+# The same questions, each time by another user: more bodies than the gateway remembers, none of them seen before.
+STRANGERS: Final = tuple(
+    Request(CHAT, orjson.dumps({**body(number % QUESTIONS), "user": f"user-{number}"})) for number in range(5000)
+)
 
 
 def ask(url: str, number: int) -> httpx.Response:

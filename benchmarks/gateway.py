@@ -1,7 +1,8 @@
 """Hits of the gateway beside nginx with the same bytes in files and LiteLLM's proxy with its cache in memory.
 
 All run with two workers on the same two cores as wrk, round by round in turn; ours with keys, request log and metrics.
-``ratio_nginx`` and ``ratio_litellm`` are our requests per second over theirs. ``miss_overhead_p50_ms`` is what a
+``ratio_nginx`` and ``ratio_litellm`` are our requests per second over theirs, ``ratio_strangers`` those over nginx's
+where no request has the bytes of one before, because each is another user's. ``miss_overhead_p50_ms`` is what a
 request that goes to the model costs more through the gateway than straight, the same client asking both in turn.
 """
 
@@ -22,7 +23,7 @@ import httpx
 import orjson
 
 from benchmarks import Measured, interleaved
-from benchmarks._front import CHAT, HEADERS, QUESTIONS, Front, asked, gateway, litellm_proxy, nginx, upstream
+from benchmarks._front import CHAT, HEADERS, QUESTIONS, STRANGERS, Front, asked, gateway, litellm_proxy, nginx, upstream
 from benchmarks._rivals import debian, litellm, missing
 from benchmarks._wrk import Load, load, script
 from benchmarks.lookup import body
@@ -50,6 +51,7 @@ def run(size: int = 5) -> Measured:
         fronts = {
             "nginx": stack.enter_context(nginx(folder, ours)),
             "ours": ours,
+            "strangers": Front(ours.server, STRANGERS),
             "litellm": stack.enter_context(litellm_proxy(folder, stack.enter_context(upstream(other)).url)),
         }
         before = asked(model)
@@ -57,13 +59,16 @@ def run(size: int = 5) -> Measured:
         medians = interleaved(
             {name: measure(front, folder / f"{name}.lua", loads[name]) for name, front in fronts.items()}, size
         )
-        if (missed := asked(model) - before) or _hits(ours.server) < sum(load.per_s for load in loads["ours"]):
+        if (missed := asked(model) - before) or _hits(ours.server) < sum(
+            load.per_s for load in loads["ours"] + loads["strangers"]
+        ):
             raise AssertionError(f"not only hits were measured: {missed} requests went to the model")
-    if failed := sum(each.failed for name in ("nginx", "ours") for each in loads[name]):
+    if failed := sum(each.failed for name in ("nginx", "ours", "strangers") for each in loads[name]):
         raise AssertionError(f"{failed} requests failed")
     return Measured(
         ratios={
             "ratio_nginx": medians["ours"] / medians["nginx"],
+            "ratio_strangers": medians["strangers"] / medians["nginx"],
             "ratio_litellm": medians["ours"] / medians["litellm"],
             "miss_overhead_p50_ms": overhead["overhead"],
         },

@@ -269,6 +269,9 @@ def _split(body: Any, routes: Routes, tenant: str | None, namespace: str) -> tup
         return None
     around = body.copy()
     around["messages"] = messages[:-1]
+    if not DELIVERY_FIELDS.isdisjoint(around):  # another user's request has the same template
+        for name in DELIVERY_FIELDS.intersection(around):
+            del around[name]
     given = orjson.dumps((tenant, namespace, around))
     return text, routes.templates.get(given) or _remembered(given, body, routes, tenant, namespace)
 
