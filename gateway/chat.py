@@ -61,8 +61,9 @@ class Reason(StrEnum):
     NOT_CHAT = "not_chat"  # another path of the API
 
 
-# Requests that were hits are remembered with what they ask; at most some 10 MB, as they are of one short piece.
+# Requests that were hits are remembered with what they ask; at most some 15 MB, as they came in one short piece.
 _MOST_KNOWN: Final = 1000
+
 # What the night could not read, or would count as asked in another partition than it was.
 UNLOGGED = frozenset({Bypass.MALFORMED, Bypass.NAMESPACE})
 

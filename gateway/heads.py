@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from gateway.upstream import Headers
 
 _END: Final = b"\r\n\r\n"
-# At most some 4 MB are remembered; where each head is another, as with a trace's number in it, remembering is no use.
+# At most some 15 MB; where each head is another, as with a trace's number in it, remembering is no use.
 _MOST: Final = 1000
 
 

@@ -42,7 +42,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._hit: Callable[[Any, bytes], Hit | None] | None = app_state[HITS]
         self._heads: Heads = app_state[HEADS]
         self._piece = b""  # what is taken now, if it has all of its requests from their beginning and is short
-        self._looked_up: dict[str, Any] | None = None  # what was found out about a request that is no hit
+        self._looked_up: dict[str, Any] | None = None  # what the scope of a request says that is no hit
         self._waiting: list[bytes] | None = None  # what came of a body that may be answered at once
         self._arriving = False  # a request has begun and is not complete
         self._in_head = True  # its headers are not complete, or nothing has come yet
@@ -158,7 +158,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return False
         scope = {"headers": head.headers}
         if not self._answer(scope, piece[head.body_start :]):
-            self._looked_up = scope
+            self._looked_up = {name: value for name, value in scope.items() if name != "headers"}
             return False
         self._unset_keepalive_if_required()
         self._in_head = False
