@@ -59,17 +59,9 @@ def _bake(plan_id: str, settings_file: str, stop: Stop) -> BakeReport:
     settings = _settings(settings_file)
     with open_store(settings) as store:
         chosen = plan_id or newest_plan(store)
-        run_id = store.ledger.start_run("bake", None, {"plan_id": chosen})
         owner = f"{owner_name()}/{flow_run.id}"  # by its end the night knows the run
-        try:
-            report = bake(store, settings, chosen, run_id=run_id, owner=owner, progress=BakeProgress(), stop=stop)
-        except BaseException as error:
-            store.ledger.finish_run(
-                run_id, "stopped" if isinstance(error, Interrupted) else "failed", {"error": str(error)}
-            )
-            raise
-        store.ledger.finish_run(run_id, "completed", {})
-        return report
+        with store.ledger.running("bake", None, {"plan_id": chosen}) as run_id:
+            return bake(store, settings, chosen, run_id=run_id, owner=owner, progress=BakeProgress(), stop=stop)
 
 
 def _settings(file: str) -> Settings:

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, case, func, or_, 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 
-from prebake.errors import ConflictError, LeaseLostError
+from prebake.errors import ConflictError, Interrupted, LeaseLostError, PrebakeError
 from storage import ledger_schema as schema
 from storage.ledger_database import LONGEST_LEASE_S, PATIENCE_S, LedgerDatabase
 from storage.locks import HeldLock, hold_lock
@@ -108,6 +108,26 @@ class Ledger:
             connection.execute(update(schema.runs).where(schema.runs.c.run_id == run_id).values(values))
 
         self._database.run(work)
+
+    @contextmanager
+    def running(
+        self, kind: str, day: date | None, params: Mapping[str, Any], summary: Mapping[str, Any] | None = None
+    ) -> Iterator[str]:
+        """A run that lasts as long as the block, which is given its id.
+
+        It is completed with ``summary`` as that is at the end; where the block raises, it was stopped or has failed,
+        with the error.
+        """
+        run_id = self.start_run(kind, day, params)
+        try:
+            yield run_id
+        except PrebakeError as error:
+            self.finish_run(run_id, "stopped" if isinstance(error, Interrupted) else "failed", {"error": str(error)})
+            raise
+        except BaseException as error:
+            self.finish_run(run_id, "failed", {"error": f"{type(error).__name__}: {error}"})
+            raise
+        self.finish_run(run_id, "completed", summary or {})
 
     def runs(self) -> list[Run]:
         """All runs, newest first."""

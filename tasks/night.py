@@ -9,13 +9,12 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from prebake.errors import InputError, Interrupted, SettingsError
+from prebake.errors import InputError, SettingsError
 from prebake.progress import Progress, Silent
 from prebake.settings import Settings
 from prebake.stop import Stop
@@ -151,10 +150,11 @@ def backfill(
     with open_store(settings) as store, store.ledger.lock("night", owner_name(), LOCK_LEASE_S, wait_s) as lock:
         for offset in range((end - start).days + 1):
             day = start + timedelta(days=offset)
-            with _run(store, kind, day, routes=list(routes or ()), redo=redo) as run_id:
+            summary: dict[str, Any] = {}
+            with store.ledger.running(kind, day, {"routes": list(routes or ()), "redo": redo}, summary) as run_id:
                 steps = _Steps(store, settings, lock, run_id, day, run_step, make, progress, stop)
                 reports.append(steps.all(routes, redo, settings.ingest.paths if paths is None else paths))
-                store.ledger.finish_run(run_id, "completed", {"wall_s": reports[-1].wall_s})
+                summary["wall_s"] = reports[-1].wall_s
     return reports
 
 
@@ -195,19 +195,6 @@ def machines_of(settings: Settings, make: MakeMachines | None = None) -> MakeMac
                     "nightly); from the command line set PREBAKE_CAPACITY__WORKERS=processes"
                 )
             return make
-
-
-@contextmanager
-def _run(store: Store, kind: str, day: date, **params: object) -> Iterator[str]:
-    run_id = store.ledger.start_run(kind, day, params)
-    try:
-        yield run_id
-    except Interrupted as error:
-        store.ledger.finish_run(run_id, "stopped", {"error": str(error)})
-        raise
-    except BaseException as error:
-        store.ledger.finish_run(run_id, "failed", {"error": f"{type(error).__name__}: {error}"})
-        raise
 
 
 class _Steps:

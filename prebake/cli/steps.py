@@ -11,7 +11,7 @@ import typer
 
 from prebake.cli.context import Json, Route, parse_day, progress_for, settings_of
 from prebake.cli.output import show
-from prebake.errors import Interrupted, PrebakeError
+from prebake.errors import PrebakeError
 from prebake.stop import stop_on_signals
 
 
@@ -104,7 +104,7 @@ def bake(
         run = stack.enter_context(_step(context, json, max_machines=workers))
         step, options = _on_ray(stack, ray, workers, gpus) if ray else _here(workers)
         chosen = plan_id or newest_plan(run.store)
-        with _recorded(run.store, "bake", {"plan_id": chosen}) as run_id:
+        with run.store.ledger.running("bake", None, {"plan_id": chosen}) as run_id:
             report = run(step, chosen, run_id=run_id, **options)
         show("bake", report, json)
     leave(settings_of(context))
@@ -118,7 +118,7 @@ def publish(context: typer.Context, json: Json = False) -> None:
     from tasks.publish import publish as step
 
     with _step(context, json) as run:
-        with _recorded(run.store, "publish", {}) as run_id:
+        with run.store.ledger.running("publish", None, {}) as run_id:
             report = run(step, run_id=run_id, now=datetime.now(UTC))
         show("publish", report, json)
 
@@ -143,19 +143,6 @@ def _on_ray(
         raise PrebakeError(f"{error.name} is not installed here; install the extra `ray` (see requirements/)") from None
     stack.enter_context(ray_cluster(address))
     return bake_on_ray, {"workers": workers or 1, "gpus": gpus}
-
-
-@contextmanager
-def _recorded(store: Any, kind: str, parameters: dict[str, Any]) -> Iterator[str]:
-    """A run in the ledger, with how it ended."""
-    run_id = store.ledger.start_run(kind, None, parameters)
-    try:
-        yield run_id
-    except BaseException as error:
-        status = "stopped" if isinstance(error, Interrupted) else "failed"
-        store.ledger.finish_run(run_id, status, {"error": str(error)})
-        raise
-    store.ledger.finish_run(run_id, "completed", {})
 
 
 class _Runner:

@@ -6,15 +6,17 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text, update
 
-from prebake.errors import ConflictError, LeaseLostError, SettingsError, StorageError
+from prebake.errors import ConflictError, InputError, Interrupted, LeaseLostError, SettingsError, StorageError
 from prebake.settings import Settings
 from prebake.settings import Store as StoreSettings
 from storage import ledger_schema as schema
@@ -57,6 +59,25 @@ def test_a_run_is_noted_when_it_begins_and_when_it_ends(ledger: Ledger) -> None:
     assert oldest.finished_at is not None
     assert timedelta(0) <= oldest.finished_at - oldest.started_at < timedelta(minutes=1)
     assert first < second
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (None, "completed", {"answers": 3}),
+        (Interrupted("SIGTERM"), "stopped", {"error": str(Interrupted("SIGTERM"))}),
+        (InputError("no such plan"), "failed", {"error": "no such plan"}),
+        (KeyError("x"), "failed", {"error": "KeyError: 'x'"}),
+    ],
+)
+def test_a_run_ends_with_its_block(ledger: Ledger, error: Exception | None, status: str, told: dict[str, Any]) -> None:
+    summary: dict[str, Any] = {}
+    with suppress(Exception), ledger.running("bake", None, {}, summary):
+        summary["answers"] = 3
+        if error is not None:
+            raise error
+    (run,) = ledger.runs()
+    assert (run.status, run.summary) == (status, told)
 
 
 def test_each_shard_is_given_to_one_worker_and_none_is_left_over(ledger: Ledger) -> None:
