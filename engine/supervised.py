@@ -93,11 +93,11 @@ class SupervisedEngine:
             self._process.send("salvage")
         with suppress(EngineDied):
             deadline = time.monotonic() + SALVAGE_S
-            while time.monotonic() < deadline:
-                message = self._process.receive(deadline - time.monotonic())
-                if message and message[0] in ("done", "salvaged"):
+            # What has come is read even when it is late: this process may be the one that was held up.
+            while message := self._process.receive(max(0.0, deadline - time.monotonic())):
+                if message[0] in ("done", "salvaged"):
                     done += self._take(message[1])
-                if message and message[0] == "salvaged":
+                if message[0] == "salvaged":
                     break
         done += [Completion(p.key, Status.PARTIAL, partial=p.partial) for p in self._in_flight.values()]
         self._in_flight.clear()

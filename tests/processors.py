@@ -16,6 +16,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 DEADLY_SEED: Final = 666
 MOST_AT_ONCE: Final = 4
 STEP_S: Final = 0.01
+SNAIL_STEP_S: Final = 0.2
 
 
 class DeadlyProcessor(LogitsProcessor):
@@ -58,4 +59,12 @@ class SlowProcessor(DeadlyProcessor):
 
     def apply(self, logits: Any) -> Any:
         time.sleep(STEP_S)
+        return logits
+
+
+class SnailProcessor(SlowProcessor):
+    """Slower still: answers of some hundred tokens are unfinished even if the machine holds the test up for long."""
+
+    def apply(self, logits: Any) -> Any:
+        time.sleep(SNAIL_STEP_S)
         return logits

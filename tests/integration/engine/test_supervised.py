@@ -206,42 +206,41 @@ def test_an_engine_that_was_idle_for_long_is_not_taken_for_a_hanging_one(tiny_mo
         engine.close()
 
 
-def test_an_engine_whose_core_is_killed_is_replaced_and_nothing_is_lost(engine: SupervisedEngine) -> None:
-    restarts, pid = engine.restarts, engine.pid
-    _ask_one_short_among_long(engine)
+@pytest.fixture
+def snail(tiny_model: Path) -> Iterator[SupervisedEngine]:
+    """An engine that has written 20 tokens of each of 40 answers, 39 of which need another minute or more."""
+    processors = {"logits_processors": ["tests.processors:SnailProcessor"]}
+    engine = SupervisedEngine(engine_settings_for(tiny_model, args=processors))
+    for n in range(40):
+        engine.add(ask(n, f"question {n}", limit=450 if n else 20, ignore_eos=True))
+    done: list[Completion] = []
+    while not done:
+        done = engine.step()
+    assert [int.from_bytes(completion.key, "big") for completion in done] == [0]
+    yield engine
+    engine.close()
+
+
+def test_an_engine_whose_core_is_killed_is_replaced_and_nothing_is_lost(snail: SupervisedEngine) -> None:
+    pid = snail.pid
     (core,) = (process for process, command in _group(pid).items() if "EngineCore" in command)
     shared = _shared_memory(pid)
     os.kill(core, signal.SIGKILL)
-    while engine.restarts == restarts:
-        assert engine.step() == []
-    _assert_all_have_tokens(engine.salvage())  # not even the tokens that had left the core are lost
-    assert engine.restarts == restarts + 1
+    while not snail.restarts:
+        assert snail.step() == []
+    _assert_all_have_tokens(snail.salvage())  # not even the tokens that had left the core are lost
+    assert snail.restarts == 1
     assert _gone(pid)
     assert shared
     assert _removed(shared)
 
 
 @pytest.mark.parametrize("asked_first", [True, False])
-def test_a_signal_to_all_processes_at_once_loses_no_token(tiny_model: Path, asked_first: bool) -> None:
-    engine = SupervisedEngine(engine_settings_for(tiny_model))
-    try:
-        _ask_one_short_among_long(engine)
-        os.killpg(engine.pid, signal.SIGTERM)
-        if not asked_first:  # the signal is there first, and the core has ended by itself
-            assert _over(lambda: any("EngineCore" in command for command in _group(engine.pid).values()))
-        _assert_all_have_tokens(engine.salvage())
-    finally:
-        engine.close()
-
-
-def _ask_one_short_among_long(engine: SupervisedEngine) -> None:
-    """One of 20 tokens and 39 that go on for as long as the model can; returns when the short one has come back."""
-    for n in range(40):
-        engine.add(ask(n, f"question {n}", limit=4000 if n else 20, ignore_eos=True))
-    done: list[Completion] = []
-    while not done:
-        done = engine.step()
-    assert [int.from_bytes(completion.key, "big") for completion in done] == [0]
+def test_a_signal_to_all_processes_at_once_loses_no_token(snail: SupervisedEngine, asked_first: bool) -> None:
+    os.killpg(snail.pid, signal.SIGTERM)
+    if not asked_first:  # the signal is there first, and the core has ended by itself
+        assert _over(lambda: any("EngineCore" in command for command in _group(snail.pid).values()))
+    _assert_all_have_tokens(snail.salvage())
 
 
 def _assert_all_have_tokens(unfinished: list[Completion]) -> None:
