@@ -107,6 +107,11 @@ class TestSameMeaningSameKey:
             {name: value for name, value in request.items() if name != field}, SHARED
         )
 
+    def test_and_another_delivery_needs_no_template_of_its_own(self) -> None:
+        routes = Routes([Route(name="faq", scope="shared")], {})
+        assert len({key(body(user=f"user-{number}", stream=number % 2 == 0), routes) for number in range(10)}) == 1
+        assert len(routes.templates) == 1
+
     @given(spoken, st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
     def test_whatever_the_unicode_form_where_text_is_folded(self, text: str, form: Any) -> None:
         # Numerals such as ½ and ² keep their form, since another one would be another number.
