@@ -152,7 +152,7 @@ class RequestLog:
 
     def _columns(self) -> Iterable[Sequence[Any]]:
         """The segment in the columns of GATEWAY_LOG."""
-        rows = list(self._finished())
+        rows = list(self._rows())
         times, tenants, namespaces, users, bodies, _, caches, reasons, statuses, prompts, completions, tails, wholes = (
             zip(*rows, strict=True) if rows else repeat((), len(LogRow._fields))
         )
@@ -171,12 +171,12 @@ class RequestLog:
             [_text(tail) if self._answers and whole else None for tail, whole in zip(tails, wholes, strict=True)],
         )
 
-    def _finished(self) -> Iterator[LogRow]:
+    def _rows(self) -> Iterator[LogRow]:
         for number, row in enumerate(self._segment):
             if number % 1000 == 0:
                 time.sleep(0)  # let the event loop have the interpreter: a request must not wait for its log
             try:
-                yield _finished(row) if row.people or row.tail else row
+                yield _finished(row)
             except (ValueError, TypeError, RecursionError):  # JSON that can be read but not written: nested too deep
                 self._metrics.log_dropped.inc()
 
