@@ -63,7 +63,7 @@ def publish(
     parts, rows = collect(store, progress=progress, stop=stop)
     stop.check()
     with progress.track("publish", None) as advance:
-        answers = _Passing(servable(store, settings, now), advance)
+        answers = _Passing(servable(store, settings, now), advance, stop)
         manifest = publish_snapshot(
             store.objects,
             answers,
@@ -77,14 +77,15 @@ def publish(
 
 
 class _Passing:
-    """Counts the answers that pass and moves the bar."""
+    """Counts the answers that pass and moves the bar, until a stop is requested."""
 
-    def __init__(self, answers: Iterator[Answer], advance: Advance) -> None:
-        self._answers, self._advance = answers, advance
+    def __init__(self, answers: Iterator[Answer], advance: Advance, stop: Stop) -> None:
+        self._answers, self._advance, self._stop = answers, advance, stop
         self.count = 0
 
     def __iter__(self) -> Iterator[Answer]:
         for answer in self._answers:
+            self._stop.check()
             self.count += 1
             self._advance(1)
             yield answer

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from prebake.answer import Answer
-from prebake.errors import StorageError
+from prebake.errors import Interrupted, StorageError
 from prebake.lookup import AnswerStore
+from prebake.progress import Advance, Silent
 from prebake.routes import Route
 from prebake.settings import Plan, Settings
+from prebake.stop import Stop
 from prebake.verdicts import answer_digest
 from storage.store import Store
 from storage.verdicts import approve, block, read_verdicts, unblock
@@ -176,6 +179,40 @@ def test_a_damaged_part_stops_the_publish_and_what_was_served_stays(
     with served(store) as answers:
         assert answers.version == before.snapshot
         assert answers.get(key, NOW) is not None
+
+
+class StopsAtThird(Silent):
+    """Asks to stop when the third answer is on its way into the snapshot."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+        self.passed = 0
+
+    @contextmanager
+    def track(self, what: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's signature
+        yield self.advance if what == "publish" else lambda _units: None
+
+    def advance(self, units: int) -> None:
+        self.passed += units
+        if self.passed == 3:
+            self.stop.request("SIGTERM")
+
+
+def test_a_stop_while_the_snapshot_is_built_leaves_the_one_before_and_the_next_publish_goes_on(
+    store: Store, settings: Settings, ask: Ask, bake: Bake
+) -> None:
+    before = published(store, settings)
+    for number in range(20):
+        ask(f"Question {number}?")
+    bake(planned(store, settings))
+    stop = Stop()
+    progress = StopsAtThird(stop)
+    with pytest.raises(Interrupted):
+        publish(store, settings, run_id="run", now=NOW, progress=progress, stop=stop)
+    assert progress.passed == 3
+    with served(store) as answers:
+        assert answers.version == before.snapshot
+    assert published(store, settings).answers == 20
 
 
 def test_servable_answers_come_in_the_order_of_their_fingerprints(
