@@ -1,9 +1,8 @@
 """Mine: how often each fingerprint was asked on each day. In: the query log. Out: one partial aggregate per day.
 
 A day is mined again when the log has other rows for it than its partial aggregate counts. Days are mined side by side,
-one thread each (``mine.threads``). A day is mined in slices of the fingerprint space, each with a look at the whole
-day, where it is too large for its thread's share of ``mine.memory_gb``, or where threads are left over: last night's
-day alone is what most runs mine.
+one thread each (``mine.threads``). Memory: ``mine.memory_gb``, shared by the threads; a day too large for its share is
+mined in slices of the fingerprint space, each with a look at the whole day.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -30,7 +28,7 @@ from prebake.stop import Stop
 from storage.data_file import DataFile
 from storage.delta import DeltaTable
 from storage.store import Store
-from tasks.count import BYTES_PER_ROW, COLUMNS, DICTIONARIES, count, countable
+from tasks.count import BYTES_PER_ROW, COLUMNS, COUNTS, DICTIONARIES, count, countable
 
 # In all other columns nearly every value is another one: dictionaries and compression would cost more than they save.
 _REPEATED: Final = (
@@ -43,8 +41,6 @@ _REPEATED: Final = (
     "completion_tokens",
     "counted",
 )
-_MOST_HANDS: Final = 4  # threads of one day: each reads all of it, so more of them would do little but read
-_HAND_ROWS: Final = 50_000  # fewer are counted before another thread has read the day
 
 
 @dataclass(frozen=True)
@@ -71,42 +67,26 @@ def mine(
     """
     progress, stop = progress or Silent(), stop or Stop()
     chosen = sorted(set(days)) if days is not None else stale_days(store)
-    threads = settings.mine.threads or os.cpu_count() or 1
+    threads = max(1, min(settings.mine.threads or os.cpu_count() or 1, len(chosen)))
+    most_rows = max(1, int(settings.mine.memory_gb * 1e9 / BYTES_PER_ROW / threads))
     requests = fingerprints = 0
     with (
         progress.track("mine", len(chosen)) as advance,
         TemporaryDirectory(prefix="prebake-mine-") as folder,
+        _threads(threads) as pool,
     ):
-        for batch, hands in _batches(chosen, threads):
-            abreast = min(threads, len(batch))
-            most_rows = max(1, int(settings.mine.memory_gb * 1e9 / BYTES_PER_ROW / (abreast * hands)))
-            with _threads(abreast) as pool:
-                mining = {pool.submit(_mine_day, store, day, Path(folder), hands, most_rows, stop) for day in batch}
-                while mining:
-                    done, mining = wait(mining, return_when=FIRST_COMPLETED)
-                    mined = [day.result() for day in done]
-                    requests += sum(day.requests for day in mined)
-                    fingerprints += _commit(store, mined)
-                    advance(len(mined))
+        mining = {pool.submit(_mine_day, store, day, Path(folder), most_rows, stop) for day in chosen}
+        while mining:
+            done, mining = wait(mining, return_when=FIRST_COMPLETED)
+            mined = [day.result() for day in done]
+            files = [day.file for day in mined if day.file]
+            store.daily_counts.replace_files(files, [day.day for day in mined])
+            for file in files:
+                file.path.unlink()
+            requests += sum(day.requests for day in mined)
+            fingerprints += sum(file.rows for file in files)
+            advance(len(mined))
     return MineReport(tuple(chosen), requests, fingerprints)
-
-
-def _commit(store: Store, mined: Sequence[_Mined]) -> int:
-    """Put the days into the table; returns how many rows they have there."""
-    files = [file for day in mined for file in day.files]
-    store.daily_counts.replace_files(files, [day.day for day in mined])
-    for file in files:
-        file.path.unlink()
-    return sum(file.rows for file in files)
-
-
-def _batches(days: list[date], threads: int) -> Iterator[tuple[list[date], int]]:
-    """The days, and how many threads each has: one, but for those at the end that are too few for all threads."""
-    alone = len(days) - len(days) % threads
-    if days[:alone]:
-        yield days[:alone], 1
-    if rest := days[alone:]:
-        yield rest, min(_MOST_HANDS, threads // len(rest))
 
 
 @contextmanager
@@ -141,74 +121,58 @@ _STALE_SQL: Final = """
 
 @dataclass(frozen=True)
 class _Mined:
-    """One day's counts, not yet in the table; no files: nothing was asked."""
+    """One day's counts, not yet in the table; no file: nothing was asked."""
 
     day: date
     requests: int
-    files: list[DataFile]
+    file: DataFile | None
 
 
-def _mine_day(store: Store, day: date, folder: Path, hands: int, most_rows: int, stop: Stop) -> _Mined:
-    """The day's counts, ``hands`` slices at a time with at most about ``most_rows`` requests each in memory."""
-    with local_files(store, store.query_log, day) as logs, _threads(hands) as pool:
-        rows = _rows(logs, day)
-        slices = max(-(-rows // most_rows), min(hands, rows // _HAND_ROWS), 1)
-
-        def mined(number: int) -> tuple[int, list[DataFile]]:
-            stop.check()
-            counts = _count(logs, day, number, slices)
-            if counts is None:
-                return 0, []
-            stop.check()
-            file = _write(counts, day, folder / f"{day.isoformat()}-{number}.parquet")
-            return counts["requests"].to_numpy().sum(), [file]
-
-        requests, files = zip(*pool.map(mined, range(slices)), strict=True)
-    return _Mined(day, int(sum(requests)), list(chain.from_iterable(files)))
-
-
-def _rows(logs: Sequence[Path], day: date) -> int:
-    with _reading(day):
-        return sum(pq.read_metadata(log).num_rows for log in logs)
-
-
-def _count(logs: Sequence[Path], day: date, number: int, slices: int) -> pa.Table | None:
-    """The day's counts in this slice (from 0) of the fingerprint space; None: nothing was asked."""
-    with _reading(day):
-        files = [pq.ParquetFile(log, read_dictionary=list(DICTIONARIES), memory_map=True) for log in logs]
-        # One row group after the other, into the same memory: faster than all of them at once.
-        parts = [
-            countable(file.read_row_group(group, list(COLUMNS), use_threads=False), number, slices)
-            for file in files
-            for group in range(file.num_row_groups)
-        ]
-        return count(pa.concat_tables(parts)) if any(part.num_rows for part in parts) else None
-
-
-@contextmanager
-def _reading(day: date) -> Iterator[None]:
+def _mine_day(store: Store, day: date, folder: Path, most_rows: int, stop: Stop) -> _Mined:
+    stop.check()
+    path = folder / f"{day.isoformat()}.parquet"
+    requests = rows = 0
     try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise StorageError(f"query log of {day}: cannot be read: {reason}; restore it, or ingest it again") from error
-
-
-def _write(counts: pa.Table, day: date, path: Path) -> DataFile:
-    try:
-        pq.write_table(
-            counts,
-            path,
-            compression=dict.fromkeys(_REPEATED, "zstd"),
-            use_dictionary=list(_REPEATED),
-            store_schema=False,  # readers see plain strings, not our dictionaries
-        )
+        with (
+            local_files(store, store.query_log, day) as files,
+            pq.ParquetWriter(
+                path,
+                COUNTS,
+                compression=dict.fromkeys(_REPEATED, "zstd"),
+                use_dictionary=list(_REPEATED),
+                store_schema=False,  # readers see plain strings, not our dictionaries
+            ) as writer,
+        ):
+            for counts in _count(files, day, most_rows):
+                stop.check()
+                writer.write_table(counts)
+                requests += counts["requests"].to_numpy().sum()
+                rows += counts.num_rows
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written: {error.strerror or error}; the counts of {day} are as they were; make room, "
             "or set TMPDIR to a folder that has some"
         ) from error
-    return DataFile(day, path, counts.num_rows)
+    return _Mined(day, int(requests), DataFile(day, path, rows) if rows else None)
+
+
+def _count(paths: Sequence[Path], day: date, most_rows: int) -> Iterator[pa.Table]:
+    """The day's counts, with at most about ``most_rows`` requests in memory."""
+    try:
+        files = [pq.ParquetFile(path, read_dictionary=list(DICTIONARIES), memory_map=True) for path in paths]
+        slices = -(-sum(file.metadata.num_rows for file in files) // most_rows)
+        for number in range(slices):
+            # One row group after the other, into the same memory: faster than all of them at once.
+            log = [
+                countable(file.read_row_group(group, list(COLUMNS), use_threads=False), number, slices)
+                for file in files
+                for group in range(file.num_row_groups)
+            ]
+            if any(part.num_rows for part in log):
+                yield count(pa.concat_tables(log))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise StorageError(f"query log of {day}: cannot be read: {reason}; restore it, or ingest it again") from error
 
 
 @contextmanager

@@ -112,22 +112,6 @@ def test_a_large_day_is_mined_in_slices_to_the_same_counts(store: Store, setting
     assert counts(store) == whole
 
 
-def test_threads_that_are_left_over_share_a_day_to_the_same_counts(
-    store: Store, settings: Settings, ask: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    random = Random(7)
-    for back in range(3):
-        for _ in range(20):
-            ask(f"Question {random.randrange(12)}?", ["ann", "bob", "cid"], day=DAY - timedelta(days=back))
-    one = mine(store, settings.model_copy(update={"mine": Mine(threads=1)}))
-    alone = counts(store)
-    assert len(store.daily_counts.files()) == 3
-    monkeypatch.setattr("tasks.mine._HAND_ROWS", 20)
-    assert mine(store, settings.model_copy(update={"mine": Mine(threads=2)}), one.days) == one
-    assert counts(store) == alone
-    assert len(store.daily_counts.files()) == 4  # the third day's in two slices
-
-
 def test_a_stop_keeps_the_days_that_are_done(store: Store, settings: Settings, ask: Ask) -> None:
     ask("How?")
     stop = Stop()
