@@ -20,7 +20,7 @@ from benchmarks._token_meter import FOLDER, read_meters
 from prebake.settings import Settings
 from tests.integration.capacity.metadata import EC2, serve_metadata
 
-_ORPHAN_S = 60.0
+_ORPHAN_S = 20.0
 _LOOK_S = 0.01
 _GLANCE_S = 0.5
 _LONGEST_S = 60.0
@@ -182,33 +182,30 @@ class Life:
 
 
 class Orphans:
-    """Waits after each death until nothing is left; what is left after a minute is an orphan, said on stderr."""
+    """Looks 20 s after each death whether anything is left, and says on standard error what it is."""
 
     def __init__(self) -> None:
-        self._watches: list[threading.Thread] = []
+        self._timers: list[threading.Timer] = []
         self._found: set[Process] = set()
-        self._gone_s: list[float] = []
 
     def watch(self, left: Callable[[], Iterable[Process]]) -> None:
-        """Note a death; ``left`` returns what is left of the dead."""
-        watch = threading.Thread(target=self._wait, args=(left, time.monotonic()), daemon=True)
-        watch.start()
-        self._watches.append(watch)
+        """Note a death: what ``left`` returns in 20 s are orphans."""
+        timer = threading.Timer(_ORPHAN_S, lambda: self._look(left))
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
 
-    def _wait(self, left: Callable[[], Iterable[Process]], died_s: float) -> None:
-        while (found := list(left())) and time.monotonic() < died_s + _ORPHAN_S:
-            time.sleep(_GLANCE_S)
-        self._gone_s.append(time.monotonic() - died_s)
-        for process in found:
+    def _look(self, left: Callable[[], Iterable[Process]]) -> None:
+        for process in left():
             words = _read(process.pid, "cmdline").replace(b"\0", b" ").decode(errors="replace")
             print(f"orphan: {process}: {words[:300]}", file=sys.stderr)
             self._found.add(process)
 
-    def count(self) -> tuple[int, float]:
-        """How many there were, and the longest that anything lived on; waits until the last is gone or an orphan."""
-        for watch in self._watches:
-            watch.join()
-        return len(self._found), max(self._gone_s, default=0.0)
+    def count(self) -> int:
+        """How many there were, when the last was looked for."""
+        for timer in self._timers:
+            timer.join()
+        return len(self._found)
 
 
 def _living() -> Iterator[Process]:
