@@ -1,4 +1,4 @@
-"""vLLM in this process, driven step by step. Every private seam of vLLM is in this file and ``vllm_request.py``."""
+"""vLLM in this process, driven step by step. Every private seam of vLLM is in the files ``engine/vllm_*.py``."""
 
 from __future__ import annotations
 
