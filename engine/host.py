@@ -39,11 +39,10 @@ def main() -> None:
     _track_resources()
     threading.Thread(target=_receive, args=(socket, orders), daemon=True).start()
     try:
-        engine = _open(settings)
+        engine = _open(settings, socket)
     except PrebakeError as error:
         _say(socket, "failed", error)
         return
-    threading.Thread(target=_watch, args=(engine, socket), daemon=True).start()
     _say(socket, "ready", (engine.model, engine.capacity, engine.limits))
     try:
         _serve(engine, socket, orders)
@@ -55,11 +54,14 @@ def main() -> None:
     _say(socket, "closed")
 
 
-def _open(settings: EngineSettings) -> Any:
+def _open(settings: EngineSettings, socket: Connection) -> Any:
     from engine import vllm_engine  # slow, and the environment must be set first
 
     try:
-        return vllm_engine.VllmEngine(settings)
+        engine = vllm_engine.VllmEngine(settings)
+        threading.Thread(target=_watch, args=(engine, socket), daemon=True).start()
+        engine.warm_up()
+        return engine
     except PrebakeError:
         raise
     except Exception as error:  # noqa: BLE001 - vLLM raises anything while it loads; the log has the traceback

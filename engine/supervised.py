@@ -112,7 +112,7 @@ class SupervisedEngine:
         self._process = EngineProcess(self._settings)
         try:
             message = None
-            while message is None:
+            while message is None or message[0] not in ("ready", "failed"):
                 self._stop.check()
                 message = self._process.receive(WAIT_S)
         except EngineDied as death:

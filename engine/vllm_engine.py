@@ -47,6 +47,7 @@ class VllmEngine:
     def __init__(self, settings: EngineSettings, llm: LLM | None = None) -> None:
         self._llm = llm or LLM(**_arguments(settings))
         self._core = self._llm.llm_engine
+        self._logprobs = settings.logprobs
         self._reader = RequestReader(self._llm, logprobs=settings.logprobs)
         self._flights: dict[str, _Flight] = {}
         self._refused: list[Completion] = []
@@ -73,6 +74,11 @@ class VllmEngine:
         if scheduler.enable_chunked_prefill:  # without, a prompt must fit into one batch
             limits["max_num_batched_tokens"] = scheduler.max_num_batched_tokens
         return limits
+
+    def warm_up(self) -> None:
+        """Generate one token: the first step of a process compiles, takes seconds, and cannot be stopped."""
+        sampling = SamplingParams(max_tokens=1, logprobs=0 if self._logprobs else None)
+        self._llm.generate({"prompt_token_ids": [0]}, sampling, use_tqdm=False)
 
     def add(self, prompt: Prompt) -> None:
         """Take a prompt; one that vLLM does not accept comes back from step() as refused."""
