@@ -54,7 +54,9 @@ class EngineProcess:
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,
+                # Not a session of its own: Linux schedules sessions as wholes (sched(7), autogroup), and an engine that
+                # loaded beside one that generates then had an eighth of a processor where half of it was due.
+                process_group=0,
                 env=os.environ | _environment(settings),
             )
         self._reaper = subprocess.Popen(

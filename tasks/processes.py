@@ -76,7 +76,7 @@ class Processes:
         self._children = []
 
     def _start(self, slot: int) -> _Child:
-        """A worker in a session of its own, so that a Ctrl-C in the terminal reaches only the night."""
+        """A worker in a process group of its own, so that a Ctrl-C in the terminal reaches only the night."""
         output = TemporaryFile()  # noqa: SIM115 - closed when the worker is stopped
         process = subprocess.Popen(
             self._command,
@@ -85,7 +85,7 @@ class Processes:
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            start_new_session=True,
+            process_group=0,  # engine/process.py has why it is no session of its own
         )
         assert process.stdin is not None  # noqa: S101 - as asked for above
         with suppress(BrokenPipeError):  # it died at once: seen when it is tended
