@@ -85,6 +85,7 @@ def _bystander(name: str, latest: dict[str, float]) -> Iterator[None]:
 
 
 def _sleep_and_wake(parent: Connection) -> None:
+    os.setsid()  # Linux schedules sessions as wholes: what starves is what has another one, the kernel's threads too
     parent.send("ready")
     latest_s, asleep_s = 0.0, time.monotonic()
     while not parent.poll(_PAUSE_S):
