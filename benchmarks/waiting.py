@@ -10,8 +10,9 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
@@ -47,16 +48,11 @@ def run(size: int = 300) -> Measured:
         settings = EngineSettings(model=str(model), args=ARGS | {"max_num_seqs": AT_ONCE})
         engines = {name: stack.enter_context(_opened(settings, plugins)) for name, plugins in _PLUGINS.items()}
 
-        def bake(name: str) -> Callable[[], float]:
-            def measure() -> float:
-                with _bystander(name, latest):
-                    return ours(settings, engines[name], prompts)
+        def measure(name: str) -> float:
+            with _bystander(name, latest):
+                return ours(settings, engines[name], prompts)
 
-            return measure
-
-        for engine in engines.values():
-            ours(settings, engine, prompts[:AT_ONCE])  # the first generation of a process compiles
-        speeds = interleaved({name: bake(name) for name in engines}, ROUNDS)
+        speeds = interleaved({name: partial(measure, name) for name in engines}, ROUNDS)
     tokens = sum(prompt["params"]["max_tokens"] for prompt in prompts)
     return Measured(
         ratios={"ratio_yielding": speeds["sleeping"] / speeds["yielding"]},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import psutil
@@ -21,17 +20,10 @@ SLEEPS_PER_TOKEN = 20
 def test_the_core_sleeps_while_it_waits_for_its_worker(tiny_model: Path) -> None:
     settings = engine_settings_for(tiny_model, args={"logits_processors": ["tests.processors:SnailProcessor"]})
     engine = open_engine(settings)
-    core = next(process for process in psutil.process_iter() if _is_core(process, engine.pid))
+    core = next(child for child in psutil.Process(engine.pid).children() if "EngineCore" in str(child.cmdline()))
     before = core.num_ctx_switches().voluntary
     done = answer_all(engine, [ask(0, "why is the sky blue?", limit=TOKENS, ignore_eos=True)])
     slept = core.num_ctx_switches().voluntary - before
     engine.close()
     assert done[0].status is Status.TRUNCATED
     assert slept > SLEEPS_PER_TOKEN * TOKENS
-
-
-def _is_core(process: psutil.Process, group: int) -> bool:
-    try:
-        return os.getpgid(process.pid) == group and "EngineCore" in process.cmdline()[0]
-    except (ProcessLookupError, psutil.NoSuchProcess, IndexError):
-        return False
