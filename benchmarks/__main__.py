@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import sys
 from importlib import import_module
@@ -25,7 +26,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.name is None:
         for name in names():
-            print(f"{name:10} {(import_module(f'benchmarks.{name}').__doc__ or '').splitlines()[0]}")
+            print(f"{name:10} {_title(name)}")
         return 0
     chosen = names() if arguments.name == "all" else [arguments.name]
     results = {}
@@ -47,9 +48,19 @@ def main() -> int:
     return 0
 
 
+def _title(name: str) -> str:
+    """The first line of what a benchmark says of itself, read without what it imports."""
+    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+
+
 def _unavailable(name: str) -> str:
     """Why it cannot run on this machine; empty where it can, as most can everywhere."""
-    reason: str = getattr(import_module(f"benchmarks.{name}"), "unavailable", str)()
+    try:
+        module = import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed; set up what benchmarks need: make .venv/.dev"
+    reason: str = getattr(module, "unavailable", str)()
     return reason
 
 
