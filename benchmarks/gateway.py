@@ -94,7 +94,7 @@ def measure(front: Front, file: Path, loads: list[Load]) -> Callable[[], float]:
 
 
 def _hits(server: Running) -> float:
-    """Hits that all workers have counted."""
+    """Hits that all workers have counted; of the last 0.25 s, perhaps only those of the one that answers."""
     text = httpx.get(f"{server.url}/metrics", headers=HEADERS).text
     return sum(float(value) for value in re.findall(r'^prebake_requests_total\{.*cache="hit".*\} (\S+)$', text, re.M))
 
