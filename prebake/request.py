@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -137,7 +137,7 @@ class _BypassedError(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class _Template:
+class Template:
     """Requests that differ only in the text of their last message: JSON up to the text, and after it."""
 
     route: Route
@@ -148,6 +148,17 @@ class _Template:
     asked_head: bytes  # of what the model is asked
     asked_tail: bytes
     turns: int
+
+    def fingerprints(self, texts: Iterable[str]) -> list[bytes]:
+        """The fingerprint of the request with each of the texts. Raises TypeError for lone surrogates."""
+        copy, tail = self.copy, self.tail
+        write = folded_json if self.fold else orjson.dumps
+        found = []
+        for text in texts:
+            hashed = copy()
+            hashed.update(write(text) + tail)
+            found.append(hashed.digest()[:16])
+        return found
 
 
 def key_request(body: Any, routes: Routes, tenant: str | None = None, namespace: str = "") -> Keyed | Bypass:
@@ -193,6 +204,28 @@ def read_request(body: Any, routes: Routes, tenant: str | None = None, namespace
         return Bypass.MALFORMED
     request = template.asked_head + written + template.asked_tail
     return _new(Asked, (template.route, template.scope, hashed.digest()[:16], request, template.turns, text))
+
+
+def template_of(
+    body: dict[str, Any], routes: Routes, tenant: str | None = None, namespace: str = ""
+) -> Template | Bypass | None:
+    """What requests have in common that differ from this one only in the text of their last message.
+
+    Bypass: why none of them is answered from the store. None: each has to be read by itself. Never raises.
+    """
+    try:
+        split = _split(body, routes, tenant, namespace)
+    except _BypassedError as bypassed:
+        return bypassed.reason
+    except (TypeError, ValueError, RecursionError):
+        return Bypass.MALFORMED
+    return None if split is None else split[1]
+
+
+def with_question(body: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """The body with that text as the content of its last message."""
+    *others, last = body["messages"]
+    return {**body, "messages": [*others, {**last, "content": text}]}
 
 
 def canonical_request(body: Any, routes: Routes, tenant: str | None = None, namespace: str = "") -> bytes | Bypass:
@@ -247,7 +280,7 @@ def last_user_text(body: Mapping[str, Any]) -> str:
     return ""
 
 
-def _split(body: Any, routes: Routes, tenant: str | None, namespace: str) -> tuple[str, _Template] | None:
+def _split(body: Any, routes: Routes, tenant: str | None, namespace: str) -> tuple[str, Template] | None:
     """The user's text and what is around it, where there is but one short exchange: a message, perhaps one before it.
 
     Model, parameters and system prompt come back in request after request: their part is worked out once.
@@ -276,13 +309,13 @@ def _split(body: Any, routes: Routes, tenant: str | None, namespace: str) -> tup
     return text, routes.templates.get(given) or _remembered(given, body, routes, tenant, namespace)
 
 
-def _remembered(given: bytes, body: dict[str, Any], routes: Routes, tenant: str | None, namespace: str) -> _Template:
+def _remembered(given: bytes, body: dict[str, Any], routes: Routes, tenant: str | None, namespace: str) -> Template:
     """Work the template out with an empty text, and remember it under the bytes of all that it depends on."""
     blank = body | {"messages": [*body["messages"][:-1], {"role": "user", "content": ""}]}
     route, scope, canonical = _canonical(blank, routes, tenant, namespace)
     asked = _asked(blank, routes)
     head, tail = _around_text(canonical, ("api", "knowledge", "messages"))
-    template = _Template(
+    template = Template(
         route,
         scope,
         route.fold == "text",

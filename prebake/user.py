@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 
 
@@ -10,5 +11,11 @@ def hash_user(user: str, salt: bytes) -> int:
 
     ``salt`` has 1 to 64 bytes. Gateway and ingest call this same function, so that a user is one user in both logs.
     """
-    digest = blake2b(user.encode("utf-8", "surrogatepass"), digest_size=8, key=salt).digest()
-    return int.from_bytes(digest, "big", signed=True)
+    hashed = _keyed(salt).copy()
+    hashed.update(user.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(hashed.digest(), "big", signed=True)
+
+
+@lru_cache(maxsize=8)
+def _keyed(salt: bytes) -> blake2b:
+    return blake2b(digest_size=8, key=salt)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+
+from prebake.errors import StorageError
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,30 @@ class Lines:
 
     first: int
     data: bytes
+
+
+@dataclass(frozen=True)
+class Span:
+    """Lines that lie in a file as they are: whoever reads their rows reads them there, so no pipe has to carry them."""
+
+    first: int
+    file: Path
+    offset: int
+    size: int
+
+    @property
+    def data(self) -> bytes:
+        """The lines. Raises StorageError if the file is refused, or was cut since."""
+        try:
+            with self.file.open("rb", buffering=0) as handle:
+                data = os.pread(handle.fileno(), self.size, self.offset)
+        except OSError as error:
+            raise StorageError(f"{self.file}: cannot be read: {error.strerror}") from error
+        if len(data) < self.size:
+            raise StorageError(
+                f"{self.file}: was cut while it was read; ingest files that are finished, and run it again"
+            )
+        return data
 
 
 @dataclass(frozen=True)
@@ -31,7 +59,7 @@ class Batch:
     data: pa.RecordBatch
 
 
-Block = Lines | Rows | Batch
+Block = Lines | Span | Rows | Batch
 
 
 class Reject(NamedTuple):

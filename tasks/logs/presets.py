@@ -23,6 +23,12 @@ _TIMES: Final = ("timestamp", "ts", "created", "created_at")
 _BESIDE: Final = frozenset({*_TIMES, "id", "custom_id", "tenant", "usage", "response"}) | DELIVERY_FIELDS
 # Marks what LiteLLM has left out of a long text (litellm.constants.LITELLM_TRUNCATED_PAYLOAD_FIELD).
 _LITELLM_CUT: Final = "(litellm_truncated"
+# Where layouts keep counts of tokens, and the names of those that are read.
+_USAGES: Final = frozenset({"usage", "usageDetails", "usage_details"})
+_COUNTS: Final = frozenset(
+    {"prompt_tokens", "completion_tokens", "input", "output", "promptTokens", "completionTokens"}
+)
+LOOK_INTO_TEXTS: Final = frozenset({"litellm", "langfuse"})  # for JSON, or for a mark that something is missing
 _NOTHING: Final[dict[str, Any]] = {}
 
 
@@ -41,11 +47,43 @@ class Entry(NamedTuple):
 
 
 Preset = Callable[[dict[str, Any]], Entry]
+Path = tuple[str | int, ...]  # of a value in a row: the keys and places that lead to it
 
 
 def preset_named(name: str, columns: Columns | None) -> Preset:
     """The layout of that name; ``columns`` says where the one called columns finds its values."""
     return _by_columns(columns) if columns is not None else _LAYOUTS[name]
+
+
+def looks_at(name: str, columns: Columns | None) -> Callable[[Path], bool]:
+    """Whether the layout may look at the value at a path of a row; what it does not look at may be anything."""
+    if columns is not None:
+        paths = [path for _, path in columns]
+        names = frozenset([*paths, *(path.partition(".")[0] for path in paths)])
+        return lambda path: path[0] in names
+    if name == "openai":
+        return _openai_looks_at
+    looked_at = frozenset(columns_of(name) or ())
+    return lambda path: path[0] in looked_at and (len(path) == 1 or path[0] not in _USAGES or path[1] in _COUNTS)
+
+
+def _openai_looks_at(path: Path) -> bool:
+    if path[0] == "metadata" or path[:2] == ("body", "metadata"):
+        return path[-1] in ("metadata", "tenant", *_TIMES)
+    if path[0] in ("usage", "response"):
+        return "usage" in path[:-1] and path[-1] in _COUNTS
+    return path[0] not in ("id", "custom_id")
+
+
+def is_plain(name: str, text: str) -> bool:
+    """Whether a layout that looks into texts takes this one for no more than a text."""
+    if name == "litellm":
+        return _LITELLM_CUT not in text
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return True
+    return False
 
 
 def columns_of(name: str) -> tuple[str, ...] | None:

@@ -15,13 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zstandard
 
+from prebake.errors import StorageError
 from prebake.progress import Advance
-from tasks.logs.blocks import Batch, Block, Lines, Reject, Rows, too_long
+from tasks.logs.blocks import Batch, Block, Lines, Reject, Rows, Span, too_long
 from tasks.logs.files import raw_chunks
 
 BLOCK_BYTES: Final = 4 * 2**20
@@ -60,7 +62,9 @@ def read_blocks(
         return iter([Reject(1, "a JSON array, expected one object per line; convert it: jq -c '.[]' FILE")])
     if kind == "csv":
         return _csv(chunks, max_row_bytes)
-    return _lines(chunks, max_row_bytes)
+    if _is_packed(head):
+        return _lines(chunks, max_row_bytes)
+    return _spans(file, len(_BOM) if start.startswith(_BOM) else 0, size, max_row_bytes, advance)
 
 
 def _kind(file: Path, start: bytes) -> str:
@@ -89,6 +93,10 @@ def _chunks(raw: Iterator[bytes], head: bytes) -> Iterator[bytes]:
     if head.startswith(_ZSTD):
         return _gathered(_decompressed(_fed(raw, _ZSTD_FEED), zstandard.ZstdDecompressor().decompressobj))
     return raw
+
+
+def _is_packed(head: bytes) -> bool:
+    return head.startswith((_GZIP, _ZSTD))
 
 
 def _fed(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
@@ -130,6 +138,40 @@ def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield b"".join(parts)
         raise
     yield b"".join(parts)
+
+
+def _spans(file: Path, start: int, size: int, max_row_bytes: int, advance: Advance) -> Iterator[Span | Reject]:
+    """The blocks of whole lines of a file that is not packed, behind its first ``start`` bytes, by their places."""
+    buffer = bytearray(BLOCK_BYTES)
+    letters = np.frombuffer(buffer, np.uint8)
+    line, begin, dropping = 1, start, False
+    for at, read in _filled(buffer, file, start, size):
+        ends = int(np.count_nonzero(letters[:read] == ord("\n")))  # six times as fast as count()
+        if dropping and ends:
+            begin = at + buffer.find(b"\n", 0, read) + 1
+            line, ends, dropping = line + 1, ends - 1, False
+        if ends:
+            end = at + buffer.rfind(b"\n", 0, read) + 1
+            yield Span(line, file, begin, end - begin)
+            line, begin = line + ends, end
+        if not dropping and at + read - begin > max_row_bytes:
+            yield Reject(line, too_long(max_row_bytes))
+            dropping = True
+        advance(read)
+    if not dropping and begin < size:
+        yield Span(line, file, begin, size - begin)
+
+
+def _filled(buffer: bytearray, file: Path, start: int, size: int) -> Iterator[tuple[int, int]]:
+    """Fill the buffer with one piece of the file after the other; gives each one's place and length."""
+    try:
+        with file.open("rb", buffering=0) as handle:
+            handle.seek(start)
+            while start < size and (read := handle.readinto(memoryview(buffer)[: size - start])):
+                yield start, read
+                start += read
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _lines(chunks: Iterator[bytes], max_row_bytes: int) -> Iterator[Lines | Reject]:

@@ -7,21 +7,24 @@ passed over. A request that was asked before is not worked out again: what it be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import orjson
+import pyarrow as pa
 
 from prebake.request import DELIVERY_FIELDS, Bypass, last_user_text, read_request, user_turns
 from prebake.routes import Route, Routes
 from prebake.user import hash_user
 from storage.data_file import DataFile
-from storage.query_log import DayFiles, Request
-from tasks.logs.blocks import Block, Lines, Rows, too_long
-from tasks.logs.presets import preset_named
+from storage.query_log import Arrivals, DayFiles, Kind, Request, Requests
+from tasks.logs.alike import AlikeReader
+from tasks.logs.blocks import Block, Lines, Rows, Span, too_long
+from tasks.logs.presets import looks_at, preset_named
+from tasks.logs.shapes import Shapes
 from tasks.logs.times import parse_time
 from tasks.logs.trouble import NotARequestError, RowError
 
@@ -79,6 +82,9 @@ def job_of(settings: Settings, preset: str, salt: bytes, latest_us: int) -> Job:
     )
 
 
+_Row = tuple[Request, int, str | None, int | None, int | None, int | None, str | None]
+
+
 class RowReader:
     """Reads rows in the same way, block after block, whatever file they are of."""
 
@@ -92,32 +98,57 @@ class RowReader:
         self._users: dict[str, int] = {}
         self._requests: dict[tuple[bytes, str | None, str], Request] = {}
         self._text_bytes = 0
+        self._alike = AlikeReader(
+            Shapes(self._read, looks_at(job.preset, job.columns)),
+            self._worked_out,
+            preset=job.preset,
+            routes=self._routes,
+            salt=job.salt,
+            zone=self._zone,
+            latest_us=job.latest_us,
+            max_row_bytes=job.max_row_bytes,
+        )
 
     def read(self, block: Block, into: DayFiles) -> Tally:
-        """Read the rows of a block and write them. Raises OSError if the disk refuses."""
+        """Read the rows of a block; some wait until there are more. Raises OSError if the disk refuses."""
         tally = Tally()
+        rows = list[_Row]()
         for line, row in self._rows(block, tally):
             try:
-                self._add(row, into, tally)
+                rows.append(self._row(row))
             except RowError as error:
                 tally.rejects.append((line, str(error)))
             except NotARequestError as reason:
                 tally.passed_over[str(reason)] += 1
+        if rows:
+            _add(*_columns(rows), into, tally)
+        if self._alike.full:
+            self._add_alike(into, tally)
         return tally
+
+    def finish(self, into: DayFiles) -> Tally:
+        """Write the rows that wait; returns them and all files. Raises OSError if the disk refuses."""
+        tally = Tally()
+        self._add_alike(into, tally)
+        tally.files = into.finish()
+        return tally
+
+    def _add_alike(self, into: DayFiles, tally: Tally) -> None:
+        for requests, arrivals in self._alike.rows():
+            _add(requests, arrivals, into, tally)
 
     def _rows(self, block: Block, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
         if isinstance(block, Rows):
             yield from block.rows
-        elif isinstance(block, Lines):
-            yield from self._parsed(block, tally)
+        elif isinstance(block, Lines | Span):
+            yield from self._parsed(self._alike.read(block), tally)
         else:
             yield from enumerate(block.data.to_pylist(), block.first)
 
-    def _parsed(self, block: Lines, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _parsed(self, lines: Iterable[tuple[int, bytes]], tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
         loads = orjson.loads
         most = self._max_row_bytes
-        # One line after the other, not all at once by split(): so they stay in the processor's cache.
-        for line, text in enumerate(BytesIO(block.data), block.first):
+        for line, text in lines:
             if len(text) > most and len(text.removesuffix(b"\n")) > most:
                 tally.rejects.append((line, too_long(most)))
                 continue
@@ -132,7 +163,7 @@ class RowReader:
             else:
                 tally.rejects.append((line, "expected a JSON object"))
 
-    def _add(self, row: dict[str, Any], into: DayFiles, tally: Tally) -> None:
+    def _row(self, row: dict[str, Any]) -> _Row:
         time, body, tenant, user, prompt_tokens, completion_tokens, cache, user_hash, namespace = self._read(row)
         ts_us = parse_time(time, self._zone)
         if ts_us > self._latest_us:
@@ -140,10 +171,7 @@ class RowReader:
         request = self._request(body, tenant, namespace)
         if user is not None and (user_hash := self._users.get(user)) is None:
             user_hash = self._hash(user)
-        into.add(request, ts_us, user_hash, prompt_tokens, completion_tokens, cache)
-        tally.rows += 1
-        if request.bypass is not None:
-            tally.bypassed[request.bypass] += 1
+        return request, ts_us, tenant, user_hash, prompt_tokens, completion_tokens, cache
 
     def _hash(self, user: str) -> int:
         if len(self._users) >= _USERS:
@@ -177,9 +205,33 @@ class RowReader:
         asked = read_request(body, self._routes, tenant, namespace)
         if isinstance(asked, Bypass):
             turns, prompt = _shown(body)
-            return Request(None, tenant, None, None, asked.value, turns, model, None, prompt)
+            return Request(Kind(None, None, asked.value, turns, model), None, None, prompt.encode())
         route, scope, fingerprint, request, turns, prompt = asked
-        return Request(route.name, tenant, scope, fingerprint, None, turns, model, request.decode(), prompt)
+        return Request(Kind(route.name, scope, None, turns, model), fingerprint, request, prompt.encode())
+
+
+def _columns(rows: Sequence[_Row]) -> tuple[Requests, Arrivals]:
+    request, ts_us, tenant, user_hash, prompt_tokens, completion_tokens, cache = zip(*rows, strict=True)
+    places: dict[Request, int] = {}
+    which = [places.setdefault(each, len(places)) for each in request]
+    return Requests.of(list(places)), Arrivals(
+        np.array(which, np.int32),
+        np.array(ts_us, np.int64),
+        pa.array(tenant, pa.string()),
+        pa.array(user_hash, pa.int64()),
+        pa.array(prompt_tokens, pa.int64()),
+        pa.array(completion_tokens, pa.int64()),
+        pa.array(cache, pa.string()),
+    )
+
+
+def _add(requests: Requests, arrivals: Arrivals, into: DayFiles, tally: Tally) -> None:
+    into.add(requests, arrivals)
+    tally.rows += len(arrivals.which)
+    counts = np.bincount(requests.kind[arrivals.which], minlength=len(requests.kinds)).tolist()
+    for kind, count in zip(requests.kinds, counts, strict=True):
+        if kind.bypass is not None:
+            tally.bypassed[kind.bypass] += count
 
 
 def _shown(body: dict[str, Any]) -> tuple[int, str]:

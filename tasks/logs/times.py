@@ -6,9 +6,16 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+
 from prebake.errors import SettingsError
+from prebake.tables import TIME
 from tasks.logs.trouble import RowError
 
+_UTC: Final = ZoneInfo("UTC")
 _read_iso: Final = datetime.fromisoformat
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST_US: Final = 946_684_800_000_000  # 2000-01-01: anything before is a wrong unit or a broken clock
@@ -36,6 +43,35 @@ def parse_time(value: Any, zone: tzinfo) -> int:
     if not _EARLIEST_US <= moment <= _LATEST_US:
         raise RowError("the time lies before the year 2000 or after 2255; is its unit right?")
     return moment
+
+
+def parse_times(values: pa.BinaryArray, is_text: bool, zone: tzinfo, latest_us: int) -> npt.NDArray[np.int64]:
+    """What :func:`parse_time` makes of the JSON texts or numbers, all at once; -1 for what it refuses or is later."""
+    times = _of_plain_texts(values, zone) if is_text else None
+    if times is None:
+        found = values.dictionary_encode()
+        each = [_or_none(value, is_text, zone) for value in found.dictionary.to_pylist()]
+        times = np.array(each, np.int64)[found.indices.to_numpy()]
+    times[(times < _EARLIEST_US) | (times > min(_LATEST_US, latest_us))] = -1
+    return times
+
+
+def _of_plain_texts(values: pa.BinaryArray, zone: tzinfo) -> npt.NDArray[np.int64] | None:
+    """Times as most programs write them, by Arrow; None if there are others among them, or some without their zone."""
+    texts = values.cast(pa.string())
+    for kind in (TIME, pa.timestamp("us")) if zone == _UTC else (TIME,):
+        try:
+            return np.array(texts.cast(kind).cast(pa.int64()))
+        except pa.ArrowInvalid:
+            continue
+    return None
+
+
+def _or_none(value: bytes, is_text: bool, zone: tzinfo) -> int:
+    try:
+        return parse_time(value.decode() if is_text else orjson.loads(value), zone)
+    except RowError:
+        return -1
 
 
 def _of_datetime(value: datetime, zone: tzinfo) -> int:

@@ -12,7 +12,7 @@ import sys
 from multiprocessing.connection import Connection
 
 from storage.query_log import DayFiles
-from tasks.logs.rows import Job, RowReader, Tally
+from tasks.logs.rows import Job, RowReader
 
 
 def work(pipe: Connection) -> None:
@@ -26,7 +26,7 @@ def work(pipe: Connection) -> None:
             files = DayFiles(*message)
             continue
         try:
-            answer: object = Tally(files=files.finish()) if message is None else reader.read(message, files)
+            answer: object = reader.finish(files) if message is None else reader.read(message, files)
         except Exception as error:  # noqa: BLE001 - it is raised where the blocks come from
             answer = error
         pipe.send(answer)
