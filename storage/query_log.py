@@ -22,7 +22,7 @@ from storage.data_file import DataFile
 
 # A window of rows is held in memory before it is written: about 60 bytes a row, and the text of its requests.
 WINDOW_ROWS: Final = 262_144
-WINDOW_TEXT_BYTES: Final = 128 * 2**20
+_WINDOW_TEXT_BYTES: Final = 128 * 2**20
 _OPEN_FILES: Final = 64
 _DAY_US: Final = 86_400_000_000
 _EPOCH: Final = date(1970, 1, 1)
@@ -137,7 +137,7 @@ class DayFiles:
         self._arrivals.append(arrivals)
         self._count += len(arrivals.which)
         self._text_bytes += requests.texts.request.nbytes + requests.texts.prompt.nbytes
-        if self._count >= WINDOW_ROWS or self._text_bytes >= WINDOW_TEXT_BYTES:
+        if self._count >= WINDOW_ROWS or self._text_bytes >= _WINDOW_TEXT_BYTES:
             self._write_window()
 
     def finish(self) -> list[DataFile]:
@@ -194,7 +194,7 @@ class DayFiles:
             compression_level=1,
             use_dictionary=[name for name in _NAMES if name not in ("ts", "user_hash")],
             column_encoding={"ts": "DELTA_BINARY_PACKED"},
-            dictionary_pagesize_limit=WINDOW_TEXT_BYTES,
+            dictionary_pagesize_limit=_WINDOW_TEXT_BYTES,
             write_statistics=[
                 name for name in _NAMES if name not in _UNSORTED
             ],  # of hashes and texts they narrow nothing

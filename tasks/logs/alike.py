@@ -11,10 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import tzinfo
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
@@ -22,14 +21,16 @@ from prebake.request import Template, template_of, with_question
 from prebake.routes import Routes
 from prebake.tables import FINGERPRINT
 from prebake.user import hash_user
-from storage.query_log import WINDOW_ROWS, WINDOW_TEXT_BYTES, Arrivals, Int32s, Kind, Request, Requests, Texts
+from storage.query_log import WINDOW_ROWS, Arrivals, Int32s, Kind, Request, Requests, Texts
 from tasks.logs.blocks import Lines, Span
 from tasks.logs.marks import Marks
 from tasks.logs.presets import LOOK_INTO_TEXTS, Entry, is_plain
-from tasks.logs.shapes import Fit, Shape, Shapes, text_of
+from tasks.logs.shapes import Bools, Fit, Numbers, Shape, Shapes, text_of
 from tasks.logs.times import parse_times
 
-Numbers = npt.NDArray[np.int64]
+# As many rows as are written at once, or so many bytes of texts, of which some ten copies are made on their way.
+_TEXT_BYTES: Final = 32 * 2**20
+
 RequestOf = Callable[[dict[str, Any], str | None, str], Request]
 
 
@@ -79,7 +80,7 @@ class AlikeReader:
     @property
     def full(self) -> bool:
         """Whether it is time for :meth:`rows`."""
-        return self._count >= WINDOW_ROWS or self._bytes >= WINDOW_TEXT_BYTES
+        return self._count >= WINDOW_ROWS or self._bytes >= _TEXT_BYTES
 
     def rows(self) -> Iterator[tuple[Requests, Arrivals]]:
         """What has been taken since the last time."""
@@ -105,7 +106,7 @@ class AlikeReader:
             self._bytes += sum(column.nbytes for column in holes.values())
         return lines
 
-    def _plain(self, questions: pa.BinaryArray) -> npt.NDArray[np.bool_] | bool:
+    def _plain(self, questions: pa.BinaryArray) -> Bools | bool:
         """Which questions are what they seem: some layouts look into texts."""
         if self._preset not in LOOK_INTO_TEXTS:
             return True

@@ -14,6 +14,7 @@ import numpy.typing as npt
 Places = npt.NDArray[np.int32]
 _END, _RETURN, _QUOTE, _BACKSLASH = b'\n\r"\\'
 _FIRST_PRINTABLE: Final = 32
+_MOST_BYTES: Final = 2**31 - 2  # places are 32-bit numbers
 _PIECE: Final = 2**19
 _MOST_BACKSLASHES: Final = 32  # JSON in JSON in JSON has 7 before a quotation mark
 
@@ -36,8 +37,8 @@ class Marks:
 
     @classmethod
     def of(cls, data: bytes, max_row_bytes: int) -> Self | None:
-        """The marks of whole lines; None if they are not all UTF-8."""
-        if not _is_utf8(data):
+        """The marks of whole lines; None if they are not all UTF-8, or 2 GB and more."""
+        if len(data) > _MOST_BYTES or not _is_utf8(data):
             return None
         if not data.endswith(b"\n"):
             data += b"\n"
@@ -63,13 +64,8 @@ class Marks:
 
     def line(self, number: int) -> bytes:
         """The line of that number, from 0, with its end."""
-        start = self.at[self.before[number]] + 1
-        return self.data[start : self.stop(number) + 1]
-
-    def stop(self, number: int) -> int:
-        """Where the end of that line stands."""
-        nexts = self.before[number + 1] if number + 1 < len(self.before) else len(self.at) - 1
-        return int(self.at[nexts])
+        end = self.before[number + 1] if number + 1 < len(self.before) else -1
+        return self.data[self.at[self.before[number]] + 1 : self.at[end] + 1]
 
 
 def _marks(letters: npt.NDArray[np.uint8]) -> Places:

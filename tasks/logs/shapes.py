@@ -9,6 +9,7 @@ number; so a line that fits has its values under the same keys as the line that 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -93,6 +94,8 @@ class Shape:
         fits = (lengths[:, ::2] == self._lengths).all(axis=1) & (lengths[:, 1::2] > 0).all(axis=1)
         if not fits.all():
             lines, bounds = lines[fits], bounds[fits]
+        if not len(lines):
+            return Fit(self, lines, {})
         pieces = _Pieces(marks.data, bounds)
         good = np.ones(len(lines), np.bool_)
         for place, text in enumerate(self._between):
@@ -193,11 +196,14 @@ class Shapes:
             return None
         try:
             row = orjson.loads(line)
+            if not isinstance(row, dict):
+                return None
             entry = self._read(row)
             holes = list(self._holes(line, marks))
-        except (orjson.JSONDecodeError, AttributeError, NotARequestError, RowError):  # the row's own reader says why
+        except (NotARequestError, RecursionError, RowError, TypeError, ValueError):  # the row's own reader says why
             return None
-        if not {"time", "question"} <= {hole.field for hole in holes}:
+        model = entry.body.get("model")
+        if not isinstance(model, str) or not model or not {"time", "question"} <= {hole.field for hole in holes}:
             return None
         return Shape(entry, holes, marks)
 
@@ -207,6 +213,7 @@ class Shapes:
         Marks in holes stay, so in the end it is tried with all of them at once.
         """
         marked, longer, used = line, 0, -1
+        unlike_any = secrets.randbelow(10**17)  # nobody can have written it into a line
         said = _said(self._read(orjson.loads(line)))
         for number, value in enumerate(_VALUE.finditer(line)):
             if value[1] is not None:
@@ -216,7 +223,7 @@ class Shapes:
             before = int(np.searchsorted(marks.at, start)) - 1
             if before == used or start == end:  # two numbers between the same marks; an empty text
                 continue
-            mark = f"mark {number}" if is_text else 10**12 + number
+            mark = f"mark {unlike_any} {number}" if is_text else 10**17 + unlike_any + number
             tried = b"%b%b%b" % (marked[: value.start() + longer], orjson.dumps(mark), marked[value.end() + longer :])
             field, says = self._field(tried, mark, said)
             if field:
@@ -233,7 +240,7 @@ class Shapes:
             return _UNREAD, said
         try:
             says = _said(self._read(row))
-        except (AttributeError, NotARequestError, RowError):
+        except (NotARequestError, RowError):
             return "", said
         differ = [name for name in says if says[name] != said[name]]
         if "question" in differ:

@@ -42,6 +42,7 @@ def openai(time: Any, user: Any, text: Any, tenant: Any, tokens: Any, more: Any)
         "user": user,
         "model": "m",
         "temperature": 0.2,
+        "seed": 3,
         "messages": messages,
         "metadata": {"tenant": tenant, "beside": more},
         "usage": {"prompt_tokens": tokens, "completion_tokens": 7, "total_tokens": tokens},
@@ -136,7 +137,7 @@ def test_what_a_layout_looks_at_but_does_not_keep_is_part_of_the_shape() -> None
 
 @pytest.mark.parametrize(("name", "value"), [("model", "n"), ("temperature", 0.3), ("seed", 4), ("seed", "3")])
 def test_a_line_of_another_model_or_with_other_parameters_is_of_another_shape(name: str, value: Any) -> None:
-    row = {**openai("2026-03-10", "ann", "Hi", "acme", 12, ""), "seed": 3}
+    row = openai("2026-03-10", "ann", "Hi", "acme", 12, "")
     assert like(line(row), line({**row, name: value}), line(row)) == [1]
 
 
@@ -253,6 +254,22 @@ def test_a_text_that_json_writes_oddly_or_not_at_all(layout: str, text: bytes, p
     odd = plain_line(layout).replace(place, b'"%b"' % text)
     lines = [plain_line(layout)] * MANY + [odd, plain_line(layout)]
     assert read(RowReader(job(layout)), *lines) == read_one_by_one(layout, *lines)
+
+
+@pytest.mark.parametrize("model", [b"null", b'""', b"5", b"[]"])
+def test_lines_without_a_model_are_all_rejected(model: bytes) -> None:
+    lines = [plain_line("openai").replace(b'"m"', model)] * MANY
+    found = read(RowReader(job("openai")), *lines)
+    assert found == read_one_by_one("openai", *lines)
+    assert found[1].total() == MANY
+
+
+@pytest.mark.parametrize("levels", [90, 200, 300, 1000, 2000])
+@pytest.mark.parametrize("place", [b'"r12"', b'"stop"', b'"Hi"'])
+def test_lines_that_are_nested_deeply(levels: int, place: bytes) -> None:
+    nested = b"[" * levels + b"1" + b"]" * levels
+    lines = [plain_line("openai").replace(b'"seed"', b'"stop":"stop","seed"').replace(place, nested)] * MANY
+    assert read(RowReader(job("openai")), *lines) == read_one_by_one("openai", *lines)
 
 
 # Most values are plain, so that a wild one is alone in its line: two would hide each other.
