@@ -68,7 +68,7 @@ class AlikeReader:
     def read(self, block: Lines | Span) -> Iterable[tuple[int, bytes]]:
         """Take the lines that look alike; returns all others, each with its number in the file."""
         data = block.data
-        marks = Marks.of(data, self._max_row_bytes) if self._shapes.hopeful else None
+        marks = Marks.of(data, self._max_row_bytes)
         if marks is None:
             # One line after the other, not all at once by split(): so they stay in the processor's cache.
             return enumerate(BytesIO(data), block.first)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -41,14 +42,13 @@ _NUMBERS: Final = {
 }
 _FIELDS: Final = ("time", "question", "tenant", "user", "prompt_tokens", "completion_tokens")
 _UNREAD: Final = "unread"
-_MOST: Final = 16  # shapes
+_MOST: Final = 16  # shapes of lines with as many quotation marks
 _LONGEST: Final = 16_384  # bytes of a line that a shape is learned from
 _FEWEST: Final = 64  # lines of a block that must be left before a shape is learned from one of them
 _FEW: Final = 8  # lines that a shape must fit at first, or it is not remembered
-# A lesson takes as long as parsing some hundred lines. Lines that fit earn it; where each looks different it ends.
-_LESSON: Final = 200
-_FIRST_CREDIT: Final = 16 * _LESSON
-_MOST_CREDIT: Final = 64 * _LESSON
+# A lesson takes as long as parsing a hundred lines: after so many in vain there is one more every few blocks.
+_LESSONS: Final = 8.0
+_LESSONS_PER_BLOCK: Final = 1 / 8
 
 Numbers = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -156,38 +156,40 @@ class Shapes:
         """``read`` is the layout, ``looks_at`` says whether it may look at the value at a path."""
         self._read = read
         self._looks_at = looks_at
-        self._shapes: list[Shape] = []  # the last that fitted comes first
-        self._credit = _FIRST_CREDIT
-
-    @property
-    def hopeful(self) -> bool:
-        """Whether it is worth looking: there are shapes, or there may be."""
-        return bool(self._shapes) or self._credit >= _LESSON
+        self._shapes: defaultdict[int, list[Shape]] = defaultdict(
+            list
+        )  # by quotation marks, the last that fitted first
+        self._lessons: defaultdict[int, float] = defaultdict(lambda: _LESSONS)
 
     def fits(self, marks: Marks) -> Iterator[Fit]:
         """The lines of each shape that is known or can be learned from these lines."""
-        left = np.flatnonzero(marks.quotes > 0)
-        for shape in list(self._shapes):
-            fit = self._fit(shape, marks, left)
+        order = np.argsort(marks.quotes, kind="stable")
+        counts, starts = np.unique(marks.quotes[order], return_index=True)
+        for quotes, lines in zip(counts.tolist(), np.split(order, starts[1:]), strict=True):
+            if quotes > 0:
+                yield from self._fits(marks, quotes, lines)
+
+    def _fits(self, marks: Marks, quotes: int, left: Numbers) -> Iterator[Fit]:
+        """The same of lines that have as many quotation marks."""
+        for shape in list(self._shapes[quotes]):
+            fit = shape.fit(marks, left)
             if len(fit.lines):
                 left = self._without(fit, left)
                 yield fit
-        while len(left) >= _FEWEST and self._credit >= _LESSON:
-            self._credit -= _LESSON
+        self._lessons[quotes] = min(_LESSONS, self._lessons[quotes] + _LESSONS_PER_BLOCK)
+        while len(left) >= _FEWEST and self._lessons[quotes] >= 1:
             learned = self._learned(marks.line(int(left[0])))
-            if learned and len((fit := self._fit(learned, marks, left)).lines) >= _FEW:
+            if learned and len((fit := learned.fit(marks, left)).lines) >= _FEW:
                 left = self._without(fit, left)
                 yield fit
             else:
                 left = left[1:]
-
-    def _fit(self, shape: Shape, marks: Marks, left: Numbers) -> Fit:
-        return shape.fit(marks, left[marks.quotes[left] == shape.quotes])
+                self._lessons[quotes] -= 1
 
     def _without(self, fit: Fit, left: Numbers) -> Numbers:
-        """The lines that are left without those that fit; remembers the shape that has earned them."""
-        self._credit = min(_MOST_CREDIT, self._credit + len(fit.lines))
-        self._shapes = [fit.shape, *(other for other in self._shapes if other is not fit.shape)][:_MOST]
+        """The lines that are left without those that fit; remembers their shape."""
+        known = self._shapes[fit.shape.quotes]
+        known[:] = [fit.shape, *(shape for shape in known if shape is not fit.shape)][:_MOST]
         return left[~np.isin(left, fit.lines, kind="table")]
 
     def _learned(self, line: bytes) -> Shape | None:
