@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from typing import Final
@@ -29,6 +30,7 @@ from storage.objects import TABLES, Objects
 from storage.s3_refusal import explained
 
 _TRIES: Final = 20
+_UPLOADS: Final = 8  # at once: S3 and fsync take their time, not ours
 _KEEP_HOURS: Final = 7 * 24
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _TREE: Final = re.compile(r"\s*(?:->|↳)\s*")
@@ -187,15 +189,15 @@ class DeltaTable:
 
     def _upload(self, files: Sequence[DataFile]) -> list[AddAction]:
         """Put the files beside the table; a commit of these actions makes them part of it."""
-        actions = []
-        for file in files:
-            path = f"day={file.day.isoformat()}/{uuid.uuid4().hex}.parquet"
-            self._objects.upload(f"{TABLES}/{self.table.name}/{path}", file.path)
-            statistics = f'{{"numRecords":{file.rows}}}'
-            now_ms = int(time.time() * 1000)
-            partition = {"day": file.day.isoformat()}
-            actions.append(AddAction(path, file.path.stat().st_size, partition, now_ms, True, statistics))
-        return actions
+        with ThreadPoolExecutor(_UPLOADS) as pool:
+            return list(pool.map(self._upload_one, files))
+
+    def _upload_one(self, file: DataFile) -> AddAction:
+        path = f"day={file.day.isoformat()}/{uuid.uuid4().hex}.parquet"
+        self._objects.upload(f"{TABLES}/{self.table.name}/{path}", file.path)
+        statistics = f'{{"numRecords":{file.rows}}}'
+        now_ms = int(time.time() * 1000)
+        return AddAction(path, file.path.stat().st_size, {"day": file.day.isoformat()}, now_ms, True, statistics)
 
     def _files_of(self, handle: deltalake.DeltaTable, days: Sequence[str]) -> set[str]:
         return {uri for uri in handle.file_uris() if any(f"/day={day}/" in uri for day in days)}

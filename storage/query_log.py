@@ -22,7 +22,7 @@ from storage.data_file import DataFile
 
 # A window of rows is held in memory before it is written: about 60 bytes a row, and the text of its requests.
 WINDOW_ROWS: Final = 262_144
-_WINDOW_TEXT_BYTES: Final = 64 * 2**20
+_WINDOW_TEXT_BYTES: Final = 32 * 2**20
 _OPEN_FILES: Final = 64
 _DAY_US: Final = 86_400_000_000
 _EPOCH: Final = date(1970, 1, 1)

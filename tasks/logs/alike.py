@@ -29,7 +29,7 @@ from tasks.logs.shapes import Bools, Fit, Numbers, Shape, Shapes, text_of
 from tasks.logs.times import parse_times
 
 # As many rows as are written at once, or so many bytes of texts, of which some ten copies are made on their way.
-_TEXT_BYTES: Final = 32 * 2**20
+_TEXT_BYTES: Final = 48 * 2**20
 
 RequestOf = Callable[[dict[str, Any], str | None, str], Request]
 
