@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -11,9 +12,18 @@ def hash_user(user: str, salt: bytes) -> int:
 
     ``salt`` has 1 to 64 bytes. Gateway and ingest call this same function, so that a user is one user in both logs.
     """
-    hashed = _keyed(salt).copy()
-    hashed.update(user.encode("utf-8", "surrogatepass"))
-    return int.from_bytes(hashed.digest(), "big", signed=True)
+    return hash_users((user,), salt)[0]
+
+
+def hash_users(users: Iterable[str], salt: bytes) -> list[int]:
+    """:func:`hash_user` of each."""
+    copy, read = _keyed(salt).copy, int.from_bytes
+    found = []
+    for user in users:
+        hashed = copy()
+        hashed.update(user.encode("utf-8", "surrogatepass"))
+        found.append(read(hashed.digest(), "big", signed=True))
+    return found
 
 
 @lru_cache(maxsize=8)

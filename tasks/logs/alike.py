@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from datetime import tzinfo
+from functools import partial
 from io import BytesIO
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 from prebake.request import Template, template_of, with_question
 from prebake.routes import Routes
 from prebake.tables import FINGERPRINT
-from prebake.user import hash_user
+from prebake.user import hash_user, hash_users
 from storage.query_log import WINDOW_ROWS, Arrivals, Int32s, Kind, Request, Requests, Texts
 from tasks.logs.blocks import Lines, Span
 from tasks.logs.marks import Marks
@@ -118,23 +119,25 @@ class AlikeReader:
         own = shape.entry
         ts_us = np.concatenate([each.ts_us for each in taken])
 
-        def column(field: str, value: Any, kind: pa.DataType, value_of: Callable[[bytes], Any]) -> pa.Array:
+        def column(
+            field: str, value: Any, kind: pa.DataType, become: Callable[[list[bytes]], Iterable[Any]]
+        ) -> pa.Array:
             if field not in taken[0].holes:
                 return pa.repeat(pa.scalar(value, kind), len(ts_us))
             values, which = _distinct(taken, field)
-            return pa.array(list(map(value_of, values.to_pylist())), kind).take(pa.array(which))
+            return pa.array(list(become(values.to_pylist())), kind).take(pa.array(which))
 
         user_hash = own.user_hash if own.user is None else hash_user(own.user, self._salt)
-        tenant = column("tenant", own.tenant, pa.string(), text_of)
+        tenant = column("tenant", own.tenant, pa.string(), _texts)
         requests, which = self._requests(shape, tenant.dictionary_encode("encode"), *_distinct(taken, "question"))
         return requests, Arrivals(
             which,
             ts_us,
             tenant,
-            column("user", user_hash, pa.int64(), lambda user: hash_user(text_of(user), self._salt)),
-            column("prompt_tokens", own.prompt_tokens, pa.int64(), int),
-            column("completion_tokens", own.completion_tokens, pa.int64(), int),
-            column("cache", own.cache, pa.string(), text_of),
+            column("user", user_hash, pa.int64(), lambda users: hash_users(_texts(users), self._salt)),
+            column("prompt_tokens", own.prompt_tokens, pa.int64(), partial(map, int)),
+            column("completion_tokens", own.completion_tokens, pa.int64(), partial(map, int)),
+            column("cache", own.cache, pa.string(), _texts),
         )
 
     def _requests(
@@ -143,12 +146,16 @@ class AlikeReader:
         """What is asked, and for each row its place in that: tenant by tenant, for theirs are the routes and scopes."""
         asked = _Asked(questions)
         count = len(questions)
-        pairs = tenant.indices.to_numpy().astype(np.int64) * count + question
-        distinct, which = np.unique(pairs, return_inverse=True)
+        pairs = pa.array(tenant.indices.to_numpy().astype(np.int64) * count + question).dictionary_encode()
+        distinct = pairs.dictionary.to_numpy()
+        order = np.argsort(distinct)
+        rank = np.empty(len(order), np.int32)
+        rank[order] = np.arange(len(order), dtype=np.int32)
+        distinct = distinct[order]
         tenants = tenant.dictionary.to_pylist()
         places = np.split(distinct % count, np.searchsorted(distinct, count * np.arange(1, len(tenants))))
         parts = [self._of_tenant(shape.entry, asked, name, own) for name, own in zip(tenants, places, strict=True)]
-        return Requests.joined(parts), which.astype(np.int32)
+        return Requests.joined(parts), rank[pairs.indices.to_numpy()]
 
     def _of_tenant(self, own: Entry, asked: _Asked, tenant: str | None, places: Numbers) -> Requests:
         """The requests of a tenant, who has asked the texts at these places."""
@@ -170,7 +177,7 @@ class _Asked:
     """Questions, and the requests that ask them."""
 
     def __init__(self, questions: pa.BinaryArray) -> None:
-        self.texts = list(map(text_of, questions.to_pylist()))
+        self.texts = _texts(questions.to_pylist())
         self._texts: Texts | None = None
 
     def texts_of(self, template: Template) -> Texts:
@@ -180,6 +187,10 @@ class _Asked:
             requests = pa.array([head + orjson.dumps(text) + tail for text in self.texts], pa.string())
             self._texts = Texts(requests, pa.array(self.texts, pa.string()))
         return self._texts
+
+
+def _texts(values: list[bytes]) -> list[str]:
+    return list(map(text_of, values))
 
 
 def _distinct(taken: list[_Taken], field: str) -> tuple[pa.BinaryArray, Int32s]:

@@ -190,7 +190,7 @@ class Shapes:
         """The lines that are left without those that fit; remembers their shape."""
         known = self._shapes[fit.shape.quotes]
         known[:] = [fit.shape, *(shape for shape in known if shape is not fit.shape)][:_MOST]
-        return left[~np.isin(left, fit.lines, kind="table")]
+        return left[~np.isin(left, fit.lines, kind="table")] if len(fit.lines) < len(left) else left[:0]
 
     def _learned(self, line: bytes) -> Shape | None:
         marks = Marks.of(line, _LONGEST)
