@@ -1,7 +1,7 @@
 """The query log's Parquet files: written by day beside the table, added to it in one commit.
 
-In: requests, one call each. Out: Parquet files in the query log's schema. What rows share (one request asked a
-thousand times) is kept and written once: the columns are dictionaries from the start.
+In: requests and when each came, some thousand at once. Out: Parquet files in the query log's schema. What rows share
+(one request asked a thousand times) is kept and written once: the columns are dictionaries from the start.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _EPOCH: Final = date(1970, 1, 1)
 _UNSORTED: Final = ("fingerprint", "request", "prompt")
 _OWN: Final = ("tenant", "user_hash", "prompt_tokens", "completion_tokens", "cache")
 _NAMES: Final = tuple(c.name for c in QUERY_LOG.columns if c.name not in QUERY_LOG.partition_by)
-
 
 Int32s = npt.NDArray[np.int32]
 

@@ -85,7 +85,7 @@ def ingest(
     are kept) if more rows were rejected than ``ingest.max_reject_share``, StorageError if disk or store refuse, and
     Interrupted between two blocks, with the files before this one kept and nothing of this one.
 
-    Memory: at most about 0.5 GB for each core; files that are compressed or in S3 take no more.
+    Memory: at most about 0.8 GB for each core; files that are compressed or in S3 take no more.
     """
     started = time.monotonic()
     files = find_files(paths, settings.store)
