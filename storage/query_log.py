@@ -194,9 +194,8 @@ class DayFiles:
             use_dictionary=[name for name in _NAMES if name not in ("ts", "user_hash")],
             column_encoding={"ts": "DELTA_BINARY_PACKED"},
             dictionary_pagesize_limit=_WINDOW_TEXT_BYTES,
-            write_statistics=[
-                name for name in _NAMES if name not in _UNSORTED
-            ],  # of hashes and texts they narrow nothing
+            # Of hashes and texts they would narrow nothing.
+            write_statistics=[name for name in _NAMES if name not in _UNSORTED],
             store_schema=False,  # readers see plain strings, not our dictionaries
         )
         self._rows[path] = 0
