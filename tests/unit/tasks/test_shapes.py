@@ -79,7 +79,20 @@ def langfuse(time: Any, user: Any, text: Any, tenant: Any, tokens: Any, more: An
     return {**row, "modelParameters": {"temperature": "0.2"}, "usage": usage, "metadata": {"tenant": tenant}}
 
 
-LAYOUTS = {"openai": openai, "batch": batch, "litellm": litellm, "langfuse": langfuse, "columns": columns}
+def prebake(time: Any, user: Any, text: Any, tenant: Any, tokens: Any, more: Any) -> dict[str, Any]:
+    row = {"request_id": f"r{tokens}", "ts": time, "status": 200, "tenant": tenant, "namespace": more, "cache": "miss"}
+    body = {"model": "m", "messages": [{"role": "user", "content": text}], "user": user}
+    return {**row, "user_hash": len(str(user)), "prompt_tokens": tokens, "body": body}
+
+
+LAYOUTS = {
+    "openai": openai,
+    "batch": batch,
+    "litellm": litellm,
+    "langfuse": langfuse,
+    "columns": columns,
+    "prebake": prebake,
+}
 
 
 def preset_of(layout: str) -> str:
@@ -115,7 +128,9 @@ def like(first: bytes, *others: bytes) -> list[int]:
     return [number - MANY for number in fit.lines.tolist() if number >= MANY]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", sorted(LAYOUTS.keys() - {"prebake"})
+)  # whose lines have numbers of users and requests
 def test_lines_that_look_alike_are_told_without_parsing(layout: str) -> None:
     first = line(LAYOUTS[layout]("2026-03-10T12:00:00Z", "ann", "Where is my card?", "acme", 12, ""))
     other = line(LAYOUTS[layout]("2026-03-11T12:00:00.5+01:00", "bob", "Größe?\n“2”\\", "globex", 345, ""))
