@@ -22,12 +22,12 @@ import duckdb
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks import Measured, interleaved
 from prebake.settings import Mine, Settings, Store
 from prebake.tables import QUERY_LOG, TIME
 from storage.data_file import DataFile
+from storage.query_log import open_writer
 from storage.store import Store as OpenStore
 from storage.store import open_store
 from tasks.mine import mine
@@ -128,7 +128,7 @@ def _duckdb(files: Sequence[str]) -> None:
 
 
 def _fill(store: OpenStore, folder: Path, size: int) -> list[str]:
-    """The query log, in the layout ingest writes: each row group with dictionaries of its own."""
+    """The query log, as ingest writes it: each row group with dictionaries of its own."""
     random = np.random.default_rng(1)
     pool = _texts(random, range(_PROMPTS))
     files = []
@@ -136,9 +136,7 @@ def _fill(store: OpenStore, folder: Path, size: int) -> list[str]:
         day = FIRST + timedelta(days=number)
         path = folder / f"{day}.parquet"
         rows = size // DAYS
-        with pq.ParquetWriter(
-            path, _schema(), compression="zstd", compression_level=1, dictionary_pagesize_limit=64 * 2**20
-        ) as writer:
+        with open_writer(path, _schema()) as writer:
             for group in _groups(random, pool, day, rows):
                 writer.write_table(group)
         files.append(DataFile(day, path, rows))

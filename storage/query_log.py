@@ -23,6 +23,7 @@ from storage.data_file import DataFile
 # A window of rows is held in memory before it is written: about 60 bytes a row, and the text of its requests.
 WINDOW_ROWS: Final = 262_144
 _WINDOW_TEXT_BYTES: Final = 32 * 2**20
+_DICTIONARY_BYTES: Final = 64 * 2**20  # of one column: more than a window has
 _OPEN_FILES: Final = 64
 _DAY_US: Final = 86_400_000_000
 _EPOCH: Final = date(1970, 1, 1)
@@ -118,6 +119,22 @@ class Arrivals(NamedTuple):
     cache: pa.StringArray
 
 
+def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """The writer of one of the query log's files, whose columns may be dictionaries."""
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=[name for name in _NAMES if name not in ("ts", "user_hash")],
+        column_encoding={"ts": "DELTA_BINARY_PACKED"},
+        dictionary_pagesize_limit=_DICTIONARY_BYTES,
+        # Of hashes and texts they would narrow nothing.
+        write_statistics=[name for name in _NAMES if name not in _UNSORTED],
+        store_schema=False,  # readers see plain strings, not our dictionaries
+    )
+
+
 class DayFiles:
     """Writes the rows of one source to one Parquet file or more for each day."""
 
@@ -186,18 +203,7 @@ class DayFiles:
         if len(self._open) >= _OPEN_FILES:
             self._close(next(iter(self._open)))
         path = self._folder / f"{day.isoformat()}-{len(self._rows):05}.parquet"
-        writer = pq.ParquetWriter(
-            path,
-            schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=[name for name in _NAMES if name not in ("ts", "user_hash")],
-            column_encoding={"ts": "DELTA_BINARY_PACKED"},
-            dictionary_pagesize_limit=_WINDOW_TEXT_BYTES,
-            # Of hashes and texts they would narrow nothing.
-            write_statistics=[name for name in _NAMES if name not in _UNSORTED],
-            store_schema=False,  # readers see plain strings, not our dictionaries
-        )
+        writer = open_writer(path, schema)
         self._rows[path] = 0
         self._day_of[path] = day
         self._open[day] = path, writer
