@@ -25,7 +25,7 @@ def expected(content: bytes) -> tuple[dict[int, bytes], set[int]]:
 
 
 @given(
-    content=st.lists(st.integers(0, 60)), end=st.sampled_from([b"", b"\n"]), bom=st.booleans(), size=st.integers(1, 40)
+    content=st.lists(st.integers(0, 60)), end=st.sampled_from([b"", b"\n"]), bom=st.booleans(), size=st.integers(3, 40)
 )
 def test_every_line_is_in_one_block_under_its_number(content: list[int], end: bytes, bom: bool, size: int) -> None:
     written = b"\n".join(b"x" * length for length in content) + end
