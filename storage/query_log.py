@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +117,12 @@ class Arrivals(NamedTuple):
     prompt_tokens: pa.Int64Array
     completion_tokens: pa.Int64Array
     cache: pa.StringArray
+
+    @classmethod
+    def of(cls, which: Sequence[int], ts_us: Sequence[int], *own: Sequence[Any]) -> Self:
+        """The columns of these values; ``own`` are the last five, None where there is no value."""
+        columns = (pa.array(values, QUERY_LOG.schema.field(name).type) for name, values in zip(_OWN, own, strict=True))
+        return cls(np.array(which, np.int32), np.array(ts_us, np.int64), *columns)
 
 
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

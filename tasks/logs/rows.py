@@ -14,7 +14,6 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import orjson
-import pyarrow as pa
 
 from prebake.request import DELIVERY_FIELDS, Bypass, last_user_text, read_request, user_turns
 from prebake.routes import Route, Routes
@@ -211,18 +210,10 @@ class RowReader:
 
 
 def _columns(rows: Sequence[_Row]) -> tuple[Requests, Arrivals]:
-    request, ts_us, tenant, user_hash, prompt_tokens, completion_tokens, cache = zip(*rows, strict=True)
+    request, *columns = zip(*rows, strict=True)
     places: dict[Request, int] = {}
     which = [places.setdefault(each, len(places)) for each in request]
-    return Requests.of(list(places)), Arrivals(
-        np.array(which, np.int32),
-        np.array(ts_us, np.int64),
-        pa.array(tenant, pa.string()),
-        pa.array(user_hash, pa.int64()),
-        pa.array(prompt_tokens, pa.int64()),
-        pa.array(completion_tokens, pa.int64()),
-        pa.array(cache, pa.string()),
-    )
+    return Requests.of(list(places)), Arrivals.of(which, *columns)
 
 
 def _add(requests: Requests, arrivals: Arrivals, into: DayFiles, tally: Tally) -> None:

@@ -156,9 +156,8 @@ class Shapes:
         """``read`` is the layout, ``looks_at`` says whether it may look at the value at a path."""
         self._read = read
         self._looks_at = looks_at
-        self._shapes: defaultdict[int, list[Shape]] = defaultdict(
-            list
-        )  # by quotation marks, the last that fitted first
+        # By quotation marks, the last that fitted first.
+        self._shapes: defaultdict[int, list[Shape]] = defaultdict(list)
         self._lessons: defaultdict[int, float] = defaultdict(lambda: _LESSONS)
 
     def fits(self, marks: Marks) -> Iterator[Fit]:
@@ -201,7 +200,7 @@ class Shapes:
             if not isinstance(row, dict):
                 return None
             entry = self._read(row)
-            holes = list(self._holes(line, marks))
+            holes = list(self._holes(line, marks, entry))
         except (NotARequestError, RecursionError, RowError, TypeError, ValueError):  # the row's own reader says why
             return None
         model = entry.body.get("model")
@@ -209,14 +208,14 @@ class Shapes:
             return None
         return Shape(entry, holes, marks)
 
-    def _holes(self, line: bytes, marks: Marks) -> Iterator[_Hole]:
+    def _holes(self, line: bytes, marks: Marks, entry: Entry) -> Iterator[_Hole]:
         """The values that may be holes, found by trying: each gets a mark, and the layout is asked what changes.
 
         Marks in holes stay, so in the end it is tried with all of them at once.
         """
         marked, longer, used = line, 0, -1
         unlike_any = secrets.randbelow(10**17)  # nobody can have written it into a line
-        said = _said(self._read(orjson.loads(line)))
+        said = _said(entry)
         for number, value in enumerate(_VALUE.finditer(line)):
             if value[1] is not None:
                 continue

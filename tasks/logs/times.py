@@ -50,7 +50,7 @@ def parse_times(values: pa.BinaryArray, is_text: bool, zone: tzinfo, latest_us: 
     times = _of_plain_texts(values, zone) if is_text else None
     if times is None:
         found = values.dictionary_encode()
-        each = [_or_none(value, is_text, zone) for value in found.dictionary.to_pylist()]
+        each = [_or_refused(value, is_text, zone) for value in found.dictionary.to_pylist()]
         times = np.array(each, np.int64)[found.indices.to_numpy()]
     times[(times < _EARLIEST_US) | (times > min(_LATEST_US, latest_us))] = -1
     return times
@@ -67,7 +67,7 @@ def _of_plain_texts(values: pa.BinaryArray, zone: tzinfo) -> npt.NDArray[np.int6
     return None
 
 
-def _or_none(value: bytes, is_text: bool, zone: tzinfo) -> int:
+def _or_refused(value: bytes, is_text: bool, zone: tzinfo) -> int:
     try:
         return parse_time(value.decode() if is_text else orjson.loads(value), zone)
     except RowError:

@@ -8,8 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -52,17 +50,7 @@ Batch = tuple[list[Request], list[tuple[Any, ...]]]
 
 
 def add(files: DayFiles, batch: Batch) -> None:
-    which, ts_us, tenant, user_hash, prompt_tokens, completion_tokens, cache = zip(*batch[1], strict=True)
-    arrivals = Arrivals(
-        np.array(which, np.int32),
-        np.array(ts_us, np.int64),
-        pa.array(tenant, pa.string()),
-        pa.array(user_hash, pa.int64()),
-        pa.array(prompt_tokens, pa.int64()),
-        pa.array(completion_tokens, pa.int64()),
-        pa.array(cache, pa.string()),
-    )
-    files.add(Requests.of(batch[0]), arrivals)
+    files.add(Requests.of(batch[0]), Arrivals.of(*zip(*batch[1], strict=True)))
 
 
 def expected(batch: Batch) -> Counter[tuple[Any, ...]]:
